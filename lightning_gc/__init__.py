@@ -1,0 +1,9 @@
+"""Gradient Centralization (arXiv 2004.01461) for PyTorch Lightning."""
+
+from lightning_gc.callback import GradientCentralization
+from lightning_gc.functional import centralize, centralize_
+from lightning_gc.metrics import GradientMeans
+from lightning_gc.selection import Selection, select
+
+__all__ = ["GradientCentralization", "GradientMeans", "Selection", "centralize", "centralize_", "select"]
+__version__ = "0.1.0"

@@ -1,0 +1,169 @@
+"""The callback: its arguments, and which of Lightning's hooks it acts in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any, Literal, Union, get_args
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_gc.filters import parse_fan_in_dims, parse_filters
+from lightning_gc.fit import Fit, Settings, check_strategy
+from lightning_gc.selection import Selection
+from lightning_gc.targets import Target
+
+LogMeans = Literal["off", "total", "per_parameter"]
+
+# The class first: jsonargparse tries the members in order, and would leave "torch.nn.Embedding" a string.
+Filters = Union[type[nn.Module], str, Sequence[Union[type[nn.Module], str]]]
+
+
+class GradientCentralization(Callback):
+    r"""Subtract from the gradient of every weight vector its mean, before each optimizer step.
+
+    Gradient Centralization (Yong et al., 2020, `arXiv 2004.01461 <https://arxiv.org/abs/2004.01461>`_,
+    equation 1): a weight vector is the incoming weights of one output unit, and its gradient :math:`g`
+    becomes :math:`g - \frac{1}{n}\sum_i g_i`. Biases and normalisation layers are left alone.
+
+    Args:
+        include: Module classes and/or name globs of what is centralized; empty: everything eligible. A
+            class takes every parameter in a module of that class, at any depth. A glob takes a
+            parameter when it matches its qualified name or that of any module around it: ``"head"``
+            and ``"head.*"`` both take ``head.weight``.
+        exclude: The same, of what is not; `exclude` wins over `include`.
+        target: What is centralized: ``"gradient"``, before clipping, as ``chain(centralize(), clip, adam)``
+            in optax; ``"clipped_gradient"``, after clipping; or ``"update"``, what the optimizer
+            adds to the weights, decay and momentum included.
+        fan_in_dims: ``{name glob: dims}``: the dims that one weight vector spans, for layers whose
+            layout is not known or differs, such as ``{"*.experts.down_proj": 2}``.
+        log_means: Log the means of the weight vectors before and after on the steps that the Trainer
+            logs: ``"off"``, the ``"total"`` (``gc/mean_pre``, ``gc/mean_post``, ``gc/removed_norm``), or also
+            ``"per_parameter"``.
+        log_prefix: The prefix of the logged names.
+
+    Raises:
+        MisconfigurationException: An argument is not allowed (at construction); a filter matches
+            nothing, dims do not fit, or the filters leave nothing to centralize (when fit starts).
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_gc import GradientCentralization
+        >>> trainer = Trainer(callbacks=[GradientCentralization(exclude="head")], accelerator="cpu", logger=False)
+        >>> trainer.callbacks[0]
+        GradientCentralization(exclude='head')
+    """
+
+    def __init__(
+        self,
+        include: Filters = (),
+        exclude: Filters = (),
+        target: Target = "gradient",
+        fan_in_dims: Mapping[str, Union[int, Sequence[int]]] = {},
+        log_means: LogMeans = "total",
+        log_prefix: str = "gc",
+    ) -> None:
+        super().__init__()
+        _check_choice("target", target, get_args(Target))
+        _check_choice("log_means", log_means, get_args(LogMeans))
+        if not isinstance(log_prefix, str) or not log_prefix:
+            raise MisconfigurationException(
+                f"GradientCentralization(log_prefix={log_prefix!r}): it must be a non-empty string, such as 'gc'."
+            )
+        try:
+            self._settings = Settings(
+                include=parse_filters(include, "include"),
+                exclude=parse_filters(exclude, "exclude"),
+                target=target,
+                fan_in_dims=parse_fan_in_dims(fan_in_dims),
+                log_means=log_means,
+                log_prefix=log_prefix,
+            )
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"GradientCentralization: {error}") from error
+        self._arguments = {
+            "include": include,
+            "exclude": exclude,
+            "target": target,
+            "fan_in_dims": fan_in_dims,
+            "log_means": log_means,
+            "log_prefix": log_prefix,
+        }
+        self._fit: Fit | None = None
+
+    def __repr__(self) -> str:
+        defaults = {name: p.default for name, p in signature(GradientCentralization).parameters.items()}
+        shown = [f"{name}={_source(v)}" for name, v in self._arguments.items() if v != defaults[name]]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arguments alone: a copy or pickle of the callback takes neither model nor optimizers along."""
+        return {**self.__dict__, "_fit": None}
+
+    @property
+    def selection(self) -> Selection | None:
+        """During fit: which parameters are centralized, over which dims, and why the others are not."""
+        return self._fit.selection if self._fit else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse, before anything is trained, a strategy whose gradients cannot be seen."""
+        if stage == "fit":
+            check_strategy(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Select the parameters, print one line about it, and put the target's hooks in place."""
+        self._end()
+        try:
+            self._fit = Fit(self._settings, trainer, pl_module)
+        except ValueError as error:
+            raise MisconfigurationException(f"GradientCentralization: {error}") from error
+        self._fit.announce(repr(self))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the hooks on optimizers that were replaced between epochs."""
+        if self._fit:
+            self._fit.hook_optimizers()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there should be gradients now: a `training_step` that returns None leaves none."""
+        if self._fit:
+            self._fit.saw_backward = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Centralize the gradients of `optimizer`, which are unscaled by now, and not clipped yet."""
+        if self._fit:
+            self._fit.before_step(optimizer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the hooks off the optimizers and let go of the model."""
+        self._end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do the same after an exception, when Lightning does not call `teardown`."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._fit:
+            self._fit.close()
+        self._fit = None
+
+
+def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise MisconfigurationException(
+            f"GradientCentralization({name}={value!r}): allowed are {', '.join(map(repr, allowed))}."
+        )
+
+
+def _source(value: Any) -> str:
+    """The source code of an argument."""
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_source, value))}]"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_source, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)

@@ -1,0 +1,227 @@
+"""The equation, on one tensor. Needs torch and nothing else.
+
+A tensor holds *weight vectors*: the slices that span its *fan-in dims*. To centralize it is to
+subtract from each weight vector its own mean, ``g - mean(g)``: the projection ``P = I - e eᵀ`` of
+Yong et al. (2020), arXiv 2004.01461, equation (3), with ``e`` the normalised all-ones vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_gc.dims import grouped, resolve_dims
+from lightning_gc.sparse import scatter_means, sum_duplicates, value_dims
+
+# Rows of a 16-bit CPU tensor go through float32 in blocks of this many bytes: small enough to stay
+# in the cache and to need next to no memory, large enough to hide the cost of the calls.
+_BLOCK_BYTES = 1 << 20
+
+
+def centralize(tensor: Tensor, dims: int | Sequence[int] | None = None, *, groups: int = 1) -> Tensor:
+    """Subtract from each weight vector its mean, out of place.
+
+    Differentiable, and the same as ``optax.centralize()`` with the default `dims`. Means of 16-bit
+    tensors are accumulated in float32 and the result is rounded once. Inf and NaN are passed on:
+    a gradient scaler must see them.
+
+    Args:
+        tensor: Floating point or complex, of any shape. Dense, or sparse COO with one sparse
+            dimension or more, all of them outside `dims`.
+        dims: The fan-in dims: those that one weight vector spans. ``None``: all but the first,
+            which leaves a tensor of fewer than two dimensions as it is.
+        groups: How many groups dim 0 falls into. A weight vector that spans dim 0 stays within its
+            group, as the incoming weights of a grouped transposed convolution do.
+
+    Returns:
+        A tensor of the same shape and dtype, in which the mean over `dims` is zero.
+
+    Raises:
+        TypeError: `tensor` is neither floating point nor complex, or `dims` are not integers.
+        ValueError: `dims` are out of range, repeated, or sparse; `groups` does not divide dim 0.
+
+    Example:
+        >>> import torch
+        >>> centralize(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+        tensor([[-0.5000,  0.5000],
+                [-1.0000,  1.0000]])
+        >>> centralize(torch.tensor([[1.0, 2.0], [3.0, 5.0]]), dims=0)
+        tensor([[-1.0000, -1.5000],
+                [ 1.0000,  1.5000]])
+    """
+    _check_dtype(tensor)
+    dims = resolve_dims(tensor.shape, dims, groups)
+    if not dims:
+        return tensor.clone()
+    if tensor.layout == torch.sparse_coo:
+        values = centralize(tensor._values(), value_dims(tensor, dims))
+        return torch.sparse_coo_tensor(tensor._indices(), values, tensor.shape, is_coalesced=tensor.is_coalesced())
+    view, dims = grouped(tensor, dims, groups)
+    if is_narrow(tensor):
+        wide = view.to(accumulation_dtype(tensor.dtype))
+        return (wide - wide.mean(dims, keepdim=True)).to(tensor.dtype).view_as(tensor)
+    return (view - view.mean(dims, keepdim=True)).view_as(tensor)
+
+
+@torch.no_grad()
+def centralize_(tensor: Tensor, dims: int | Sequence[int] | None = None, *, groups: int = 1) -> Tensor:
+    """Subtract from each weight vector its mean, in place: :func:`centralize` without a copy.
+
+    Takes dense tensors of any strides, sparse COO tensors (coalesced or not: the operation is
+    linear, so the values are centralized row by row) and DTensors (sharded rows need no
+    communication, sharded fan-in dims one all-reduce of the means).
+
+    Args:
+        tensor: As in :func:`centralize`.
+        dims: The fan-in dims, as in :func:`centralize`.
+        groups: As in :func:`centralize`.
+
+    Returns:
+        `tensor` itself.
+
+    Raises:
+        TypeError: As :func:`centralize`.
+        ValueError: As :func:`centralize`; also for an expanded tensor, whose elements share memory.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 3))
+        >>> weight.grad = torch.tensor([[0.0, 1.0, 2.0], [6.0, 0.0, 0.0]])
+        >>> centralize_(weight.grad)
+        tensor([[-1.,  0.,  1.],
+                [ 4., -2., -2.]])
+    """
+    _check_dtype(tensor)
+    dims = resolve_dims(tensor.shape, dims, groups)
+    if is_expanded(tensor):
+        raise ValueError(
+            f"centralize_ was given an expanded tensor (shape {tuple(tensor.shape)}, strides {tensor.stride()}): "
+            "several of its elements share one place in memory, so it cannot be changed in place. Use centralize()."
+        )
+    if dims and tensor.numel():
+        recentre_(tensor, dims, groups)
+    return tensor
+
+
+def recentre_(tensor: Tensor, dims: tuple[int, ...], groups: int = 1, to: Tensor | None = None) -> Tensor:
+    """Move the mean of each weight vector to `to` (zero if None), in place; return what was removed.
+
+    The one place where the library changes numbers. Arguments are not checked.
+
+    Returns:
+        The removed means, with `dims` kept as size 1 (of the grouped view, see :func:`grouped`) in
+        :func:`accumulation_dtype`. For sparse tensors: of the stored values, row by row.
+    """
+    if tensor.layout == torch.sparse_coo:
+        return recentre_(tensor._values(), value_dims(tensor, dims))
+    view, dims = grouped(tensor, dims, groups)
+    if not is_narrow(tensor):
+        removed = view.mean(dims, keepdim=True)
+        if to is not None:
+            removed -= to
+        view.sub_(removed)
+        return removed
+    if not goes_in_blocks(tensor):
+        removed = view.mean(dims, keepdim=True, dtype=accumulation_dtype(tensor.dtype))
+        if to is not None:
+            removed -= to
+        view.sub_(removed)
+        return removed
+    return _recentre_in_blocks_(view, dims, to)
+
+
+def vector_means(tensor: Tensor, dims: tuple[int, ...], groups: int = 1) -> Tensor:
+    """The mean of each weight vector, with `dims` kept as size 1 (of the grouped view).
+
+    Accumulated in :func:`accumulation_dtype`. For a sparse COO tensor these are the means of all
+    its weight vectors, duplicates summed and untouched ones zero, as a dense tensor.
+    """
+    if tensor.layout == torch.sparse_coo:
+        return scatter_means(tensor, vector_means(tensor._values(), value_dims(tensor, dims)))
+    view, dims = grouped(tensor, dims, groups)
+    if not is_narrow(tensor):
+        return view.mean(dims, keepdim=True)
+    if not goes_in_blocks(tensor):
+        return view.mean(dims, keepdim=True, dtype=accumulation_dtype(tensor.dtype))
+    dim, blocks = _blocks(view, dims)
+    wide = accumulation_dtype(view.dtype)
+    return torch.cat([block.to(wide).mean(dims, keepdim=True) for block in blocks], dim)
+
+
+def squared_norm(tensor: Tensor) -> Tensor:
+    """The sum of the squared absolute values, a scalar in the real :func:`accumulation_dtype`."""
+    if tensor.layout == torch.sparse_coo:
+        return squared_norm(sum_duplicates(tensor))
+    if not goes_in_blocks(tensor):
+        wide = accumulation_dtype(tensor.dtype)
+        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=None if wide == tensor.dtype else wide)
+        return norm.square()
+    wide = accumulation_dtype(tensor.dtype)
+    _, blocks = _blocks(tensor, ())
+    return torch.stack([torch.linalg.vector_norm(block.to(wide)).square() for block in blocks]).sum()
+
+
+def _recentre_in_blocks_(view: Tensor, dims: tuple[int, ...], to: Tensor | None) -> Tensor:
+    dim, blocks = _blocks(view, dims)
+    wide_dtype = accumulation_dtype(view.dtype)
+    removed: list[Tensor] = []
+    start = 0
+    for block in blocks:
+        wide = block.to(wide_dtype)
+        mean = wide.mean(dims, keepdim=True)
+        if to is not None:
+            mean -= to.narrow(dim, start, block.shape[dim])
+        block.copy_(wide.sub_(mean))
+        removed.append(mean)
+        start += block.shape[dim]
+    return torch.cat(removed, dim)
+
+
+def _blocks(view: Tensor, dims: tuple[int, ...]) -> tuple[int, Iterator[Tensor]]:
+    """Cut `view` along its largest dim that is no fan-in dim, into views of some `_BLOCK_BYTES`."""
+    kept = [dim for dim in range(view.dim()) if dim not in dims]
+    if not kept:  # a single weight vector: there is nothing to cut
+        return 0, iter((view,))
+    dim = max(kept, key=lambda d: view.shape[d])
+    bytes_each = 4 * view.numel() // max(1, view.shape[dim])
+    return dim, iter(torch.split(view, max(1, _BLOCK_BYTES // max(1, bytes_each)), dim))
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that means are accumulated in: float32 at least."""
+    if dtype.is_complex:
+        return torch.complex64 if dtype.itemsize < 8 else dtype
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def is_narrow(tensor: Tensor) -> bool:
+    """Whether means in the tensor's own type would be too coarse."""
+    return accumulation_dtype(tensor.dtype) != tensor.dtype
+
+
+def goes_in_blocks(tensor: Tensor) -> bool:
+    """Whether a mean in a wider type would copy the whole tensor, as CPU kernels do for 16 bits."""
+    return is_narrow(tensor) and tensor.device.type == "cpu" and not is_dtensor(tensor)
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor, without importing torch.distributed."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several elements of a dense tensor share one place in memory."""
+    if tensor.layout != torch.strided:
+        return False
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _check_dtype(tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"expected a torch.Tensor, got {type(tensor).__name__}.")
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(f"only floating point and complex tensors have a mean to remove, got {tensor.dtype}.")
+    if tensor.layout not in (torch.strided, torch.sparse_coo):
+        raise TypeError(f"only dense and sparse COO tensors are supported, got {tensor.layout}.")

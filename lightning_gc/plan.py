@@ -1,0 +1,132 @@
+"""What to do for each optimizer: planned once, looked up at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import is_
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_gc.metrics import GradientMeans
+from lightning_gc.selection import Selection, foreign_entry
+from lightning_gc.stores import Store, TensorStore
+
+NO_OPTIMIZER = "in no optimizer"
+
+
+@dataclass
+class Plan:
+    """The selected parameters of one optimizer.
+
+    Attributes:
+        parameters: All the optimizer's parameters when the plan was made.
+        store: Those of them that have fan-in dims.
+        means: What measures them.
+        prefix: The prefix of the names that are logged.
+    """
+
+    parameters: list[nn.Parameter]
+    store: Store
+    means: GradientMeans
+    prefix: str
+
+    def is_current(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer still has the parameters that the plan was made for."""
+        now = parameters_of(optimizer)
+        return len(now) == len(self.parameters) and all(map(is_, now, self.parameters))
+
+
+class Planner:
+    """Keeps the selection and the plans of one fit up to date with its optimizers.
+
+    Args:
+        build: Makes the selection of the module anew.
+        optimizers: The optimizers of the fit.
+        takes_foreign: Whether parameters that only an optimizer holds are centralized.
+        prefix: The prefix of the names that are logged.
+        per_parameter: Whether each parameter is measured by itself.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Selection],
+        optimizers: Sequence[Optimizer],
+        *,
+        takes_foreign: bool = True,
+        prefix: str = "gc",
+        per_parameter: bool = False,
+    ) -> None:
+        self._build = build
+        self._optimizers = list(optimizers)
+        self._takes_foreign = takes_foreign
+        self._prefix = prefix
+        self._per_parameter = per_parameter
+        self._plans: dict[Optimizer, Plan] = {}
+        self.selection = self._select()
+
+    def plan_for(self, optimizer: Optimizer) -> Plan:
+        """The plan of an optimizer, made anew when its parameters have changed."""
+        plan = self._plans.get(optimizer)
+        if plan is not None and plan.is_current(optimizer):
+            return plan
+        # What changed may also be what is frozen, lazy, or held by a new optimizer: look again.
+        if optimizer not in self._optimizers:
+            self._optimizers.append(optimizer)
+        self.selection = self._select()
+        plan = self._plans[optimizer] = self._make(optimizer)
+        return plan
+
+    def _select(self) -> Selection:
+        return match_to_optimizers(self._build(), self._optimizers, self._takes_foreign)
+
+    def _make(self, optimizer: Optimizer) -> Plan:
+        parameters = parameters_of(optimizer)
+        # Frozen parameters are planned for too: until they are unfrozen, they have no gradient.
+        wanted = {entry.parameter: entry for entry in self.selection if entry.layout is not None}
+        entries = [wanted[parameter] for parameter in parameters if parameter in wanted]
+        names = [entry.name for entry in entries] if self._per_parameter else []
+        several = len(self._optimizers) > 1
+        prefix = f"{self._prefix}/{optimizer_names(self._optimizers)[optimizer]}" if several else self._prefix
+        # Every rank sees the same gradients, so there is nothing to sum over the ranks.
+        return Plan(parameters, TensorStore(entries), GradientMeans(names, sync_on_compute=False), prefix)
+
+
+def match_to_optimizers(selection: Selection, optimizers: Sequence[Optimizer], takes_foreign: bool) -> Selection:
+    """Add what the optimizers tell: the parameters that none holds, and those that only they hold.
+
+    The latter are centralized by the default rule, if `takes_foreign`, under a made-up name.
+    """
+    held = {parameter for optimizer in optimizers for parameter in parameters_of(optimizer)}
+    entries = [
+        replace(entry, reason=NO_OPTIMIZER) if entry.centralized and entry.parameter not in held else entry
+        for entry in selection
+    ]
+    known = {entry.parameter for entry in selection}
+    for optimizer, name in optimizer_names(optimizers).items():
+        for index, parameter in enumerate(parameters_of(optimizer)):
+            if parameter not in known:
+                known.add(parameter)
+                entry = foreign_entry(f"{name}.param_{index}", parameter)
+                if entry.layout is not None and not takes_foreign:
+                    entry = replace(entry, layout=None, reason="not included")
+                entries.append(entry)
+    return Selection(entries)
+
+
+def optimizer_names(optimizers: Sequence[Optimizer]) -> Mapping[Optimizer, str]:
+    """Names as LearningRateMonitor gives them: ``Adam``, ``SGD``, ``Adam-1``."""
+    seen: dict[str, int] = {}
+    names = {}
+    for optimizer in optimizers:
+        kind = type(optimizer).__name__
+        seen[kind] = seen.get(kind, 0) + 1
+        names[optimizer] = kind if seen[kind] == 1 else f"{kind}-{seen[kind] - 1}"
+    return names
+
+
+def parameters_of(optimizer: Optimizer) -> list[Any]:
+    """All parameters of an optimizer, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,10 @@
+"""However a strategy holds weight vectors: read their means, move them.
+
+This is the library's one seam towards the engines that shard parameters and gradients. The callback
+deals with a :class:`Store` and doesn't know which it has.
+"""
+
+from lightning_gc.stores.base import Means, Measurement, Role, Store
+from lightning_gc.stores.tensors import TensorStore
+
+__all__ = ["Means", "Measurement", "Role", "Store", "TensorStore"]
