@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from functools import partial
 from inspect import signature
 from typing import Any, Literal, Union, get_args
 
@@ -12,8 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_gc.filters import parse_fan_in_dims, parse_filters
-from lightning_gc.fit import Fit, Settings, check_strategy
+from lightning_gc.fit import Fit, Settings
 from lightning_gc.selection import Selection
+from lightning_gc.strategies import check_strategy
 from lightning_gc.targets import Target
 
 LogMeans = Literal["off", "total", "per_parameter"]
@@ -67,6 +70,7 @@ class GradientCentralization(Callback):
         log_prefix: str = "gc",
     ) -> None:
         super().__init__()
+        include, exclude, fan_in_dims = _own(include), _own(exclude), _own(fan_in_dims)
         _check_choice("target", target, get_args(Target))
         _check_choice("log_means", log_means, get_args(LogMeans))
         if not isinstance(log_prefix, str) or not log_prefix:
@@ -101,7 +105,9 @@ class GradientCentralization(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments alone: a copy or pickle of the callback takes neither model nor optimizers along."""
-        return {**self.__dict__, "_fit": None}
+        # Lightning gives every callback the model's bound methods `log` and `log_dict`.
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
+        return {**kept, "_fit": None}
 
     @property
     def selection(self) -> Selection | None:
@@ -116,10 +122,9 @@ class GradientCentralization(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select the parameters, print one line about it, and put the target's hooks in place."""
         self._end()
-        try:
-            self._fit = Fit(self._settings, trainer, pl_module)
-        except ValueError as error:
-            raise MisconfigurationException(f"GradientCentralization: {error}") from error
+        is_listed = partial(_is_listed, self, trainer)
+        # A callback that another one delegates to never stands in the list, and is always active.
+        self._fit = Fit(self._settings, trainer, pl_module, is_listed if is_listed() else lambda: True)
         self._fit.announce(repr(self))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,7 +135,7 @@ class GradientCentralization(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there should be gradients now: a `training_step` that returns None leaves none."""
         if self._fit:
-            self._fit.saw_backward = True
+            self._fit.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Centralize the gradients of `optimizer`, which are unscaled by now, and not clipped yet."""
@@ -151,6 +156,10 @@ class GradientCentralization(Callback):
         self._fit = None
 
 
+def _is_listed(callback: Callback, trainer: Trainer) -> bool:
+    return any(other is callback for other in trainer.callbacks)  # type: ignore[attr-defined]
+
+
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise MisconfigurationException(
@@ -158,10 +167,20 @@ def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
         )
 
 
+def _own(value: Any) -> Any:
+    """A copy of a container, so that the callback does not change with what it was given."""
+    if isinstance(value, dict | list | tuple | str | type):
+        return copy(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, Iterable) else value
+
+
 def _source(value: Any) -> str:
     """The source code of an argument."""
     if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
+        public = getattr(nn, value.__name__, None) is value
+        return f"torch.nn.{value.__name__}" if public else f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, list):
         return f"[{', '.join(map(_source, value))}]"
     if isinstance(value, tuple):

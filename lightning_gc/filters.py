@@ -22,6 +22,8 @@ def parse_filters(value: Any, argument: str) -> tuple[Filter, ...]:
         ValueError: An entry is an empty string.
     """
     entries = (value,) if isinstance(value, str | type) or not isinstance(value, Iterable) else tuple(value)
+    if isinstance(value, Mapping):
+        raise TypeError(f"{argument}={value!r} is a mapping. Pass a list of its keys: module classes and strings.")
     for entry in entries:
         if isinstance(entry, nn.Module):
             raise TypeError(

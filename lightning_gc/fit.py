@@ -1,24 +1,25 @@
-"""One run of ``Trainer.fit``: what is planned, hooked, logged and warned of."""
+"""One run of ``Trainer.fit``: what is planned, hooked, and done in each step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_gc.filters import FanInDims
+from lightning_gc.logged import LoggedMeans
 from lightning_gc.places import Filter
 from lightning_gc.plan import Plan, Planner
+from lightning_gc.remarks import Remarks, may_be_centralized
 from lightning_gc.selection import Selection, build_selection
-from lightning_gc.stores import Means, Measurement, Role
-from lightning_gc.targets import Target, after_closure, after_step, around_step
+from lightning_gc.stores import Means, Role
+from lightning_gc.targets import OnStep, Target, after_closure, after_step, around_step
 
 
 @dataclass(frozen=True)
@@ -36,30 +37,45 @@ class Settings:
 class Fit:
     """The state of the callback from `on_fit_start` to `teardown`.
 
+    Args:
+        settings: The arguments of the callback.
+        trainer: The Trainer of the fit.
+        module: Its LightningModule.
+        is_active: Whether the Trainer calls the callback's hooks at present. Callbacks that make trial
+            steps, such as `LearningRateFinder`, take all others out of the Trainer meanwhile.
+
     Raises:
-        ValueError: The filters or dims do not fit the module, or leave nothing to centralize.
-        MisconfigurationException: An optimizer cannot be hooked as the target needs it.
+        MisconfigurationException: The filters or dims do not fit the module, or leave nothing to
+            centralize; an optimizer cannot be hooked as the target needs it.
     """
 
-    def __init__(self, settings: Settings, trainer: Trainer, module: LightningModule) -> None:
-        self.saw_backward = False
-        self._warned: set[str] = set()
+    def __init__(
+        self, settings: Settings, trainer: Trainer, module: LightningModule, is_active: Callable[[], bool]
+    ) -> None:
         self._settings = settings
         self._trainer = trainer
-        self._module = module
+        self._is_active = is_active
+        self._remarks = Remarks()
+        self._logged = LoggedMeans(trainer, module, enabled=settings.log_means != "off")
         self._planner = Planner(
-            partial(build_selection, module, settings.include, settings.exclude, settings.fan_in_dims),
-            trainer.optimizers,
+            partial(_build_selection, module, settings),
+            lambda: trainer.optimizers,
             takes_foreign=not settings.include,
             prefix=settings.log_prefix,
             per_parameter=settings.log_means == "per_parameter",
         )
         self._check_selection()
-        self._check_clipping()
+        self._remarks.on_clipping(trainer, settings.target)
         self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
         self._announced_steps: set[Optimizer] = set()
+        self._backwards = 0
+        self._backwards_before: dict[Optimizer, int] = {}
         self._means_before: dict[Optimizer, Means] = {}
-        self.hook_optimizers()
+        try:
+            self.hook_optimizers()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def selection(self) -> Selection:
@@ -83,6 +99,10 @@ class Fit:
                 handle.remove()
         self._hooks.clear()
 
+    def after_backward(self) -> None:
+        """Note that there should be gradients now: a `training_step` that returns None leaves none."""
+        self._backwards += 1
+
     def before_step(self, optimizer: Optimizer) -> None:
         """Act in `on_before_optimizer_step`."""
         self._announced_steps.add(optimizer)
@@ -105,25 +125,35 @@ class Fit:
                 f"{type(optimizer).__name__} does not have. Use target='gradient'."
             )
         if target == "clipped_gradient":
-            return after_closure(optimizer, partial(self._recentre, role="gradient"))
+            return after_closure(optimizer, self._when_active(partial(self._recentre, role="gradient")))
         if target == "update":
-            return around_step(optimizer, self._remember_means, self._restore_means)
-        return after_step(optimizer, self._check_step_was_announced)
+            return around_step(
+                optimizer, self._when_active(self._remember_means), self._when_active(self._restore_means)
+            )
+        return after_step(optimizer, self._when_active(self._check_step_was_announced))
+
+    def _when_active(self, act: OnStep) -> OnStep:
+        def act_if_active(optimizer: Optimizer) -> None:
+            if self._is_active():
+                act(optimizer)
+
+        return act_if_active
 
     def _recentre(self, optimizer: Optimizer, role: Role, to: Means | None = None) -> None:
         plan = self._planner.plan_for(optimizer)
         if not plan.store.entries:
             return
-        if self._logs_now():
+        if self._logged.due():
             measurement = plan.store.recentre_measured_(role, to)
             moved = measurement is not None
             if measurement is not None:
-                self._log(plan, self._unscaled(optimizer, measurement) if role == "gradient" else measurement)
+                unscaled = self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
+                self._logged.log(plan, unscaled)
         else:
             moved = plan.store.recentre_(role, to)
-        if not moved and self.saw_backward:
-            self._warn_of_no_gradients(plan)
-        self.saw_backward = False
+        if not moved and self._expects_gradients(optimizer, plan):
+            self._remarks.on_no_gradients(plan.store)
+        self._backwards_before[optimizer] = self._backwards
 
     def _remember_means(self, optimizer: Optimizer) -> None:
         self._means_before[optimizer] = self._planner.plan_for(optimizer).store.means("weight")
@@ -131,97 +161,30 @@ class Fit:
     def _restore_means(self, optimizer: Optimizer) -> None:
         self._recentre(optimizer, "weight", self._means_before.pop(optimizer))
 
-    def _logs_now(self) -> bool:
-        """Whether the Trainer logs after this step. Hooks are not counted: LBFGS calls them several times."""
-        trainer = self._trainer
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._settings.log_means == "off" or not every or trainer.barebones:
-            return False
-        automatic = self._module.automatic_optimization
-        done = trainer.global_step if automatic else trainer.fit_loop.total_batch_idx
-        return (done + 1) % every == 0 or trainer.should_stop
-
-    def _log(self, plan: Plan, measurement: Measurement) -> None:
-        means = plan.means.to(measurement.before.device)
-        means.reset()
-        means.update(*measurement)
-        values = {f"{plan.prefix}/{name}": value for name, value in means.compute().items()}
-        # The batch size is of no use to a value of one step, but Lightning asks for it with `dataloader_iter`.
-        self._module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
-
-    def _unscaled(self, optimizer: Optimizer, measurement: Measurement) -> Measurement:
-        """Undo the loss scale that a fused optimizer undoes inside its step only."""
-        scaler = getattr(self._trainer.precision_plugin, "scaler", None)
-        if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-            return measurement
-        scale = scaler.scale(torch.ones((), device=measurement.before.device))
-        norm = measurement.squared_norm
-        return measurement._replace(
-            before=measurement.before / scale,
-            after=measurement.after / scale,
-            squared_norm=None if norm is None else norm / scale / scale,
+    def _expects_gradients(self, optimizer: Optimizer, plan: Plan) -> bool:
+        """Whether a backward ran since the optimizer's last step, through Lightning or past it."""
+        return self._backwards > self._backwards_before.get(optimizer, 0) or any(
+            parameter.grad is not None for parameter in plan.parameters
         )
 
     def _check_selection(self) -> None:
-        if any(entry.layout is not None for entry in self.selection):
-            return
-        if self._settings.include or self._settings.exclude:
-            raise ValueError(
-                f"include={self._settings.include!r} and exclude={self._settings.exclude!r} leave nothing to "
-                f"centralize. Widen them, or remove the callback.\n{self.selection}"
+        settings, selection = self._settings, self.selection
+        if (settings.include or settings.exclude) and not any(map(may_be_centralized, selection)):
+            raise MisconfigurationException(
+                f"GradientCentralization: include={settings.include!r} and exclude={settings.exclude!r} leave nothing "
+                f"to centralize. Widen them, or remove the callback.\n{selection}"
             )
-        if not any(entry.reason.startswith("lazy") for entry in self.selection):
-            self._warn(
-                "nothing", f"no parameter has weight vectors to centralize, so nothing changes.\n{self.selection}"
-            )
-
-    def _check_clipping(self) -> None:
-        trainer = self._trainer
-        if (
-            self._settings.target == "gradient"
-            and trainer.gradient_clip_val
-            and trainer.gradient_clip_algorithm == "value"
-        ):
-            self._warn(
-                "clipping",
-                "clipping by value comes after centralizing and makes the means non-zero again. Use "
-                "target='clipped_gradient' to centralize after clipping.",
-            )
+        self._remarks.on_selection(selection)
 
     def _check_step_was_announced(self, optimizer: Optimizer) -> None:
         if optimizer not in self._announced_steps:
-            self._warn(
-                "unannounced",
-                f"{type(optimizer).__name__}.step() ran without Lightning's `on_before_optimizer_step`, so its gradients "
-                "were not centralized. Step the optimizer that `self.optimizers()` returns (not with "
-                "`use_pl_optimizer=False`), or use target='clipped_gradient'.",
-            )
+            self._remarks.on_unannounced_step(optimizer)
         self._announced_steps.discard(optimizer)
 
-    def _warn_of_no_gradients(self, plan: Plan) -> None:
-        trainable = [entry.name for entry in plan.store.entries if entry.parameter.requires_grad]
-        if trainable:
-            self._warn(
-                "no gradients",
-                f"none of the {len(trainable)} selected parameters ({', '.join(trainable[:3])}, ...) had a gradient in an "
-                "optimizer step, so nothing was centralized.",
-            )
 
-    def _warn(self, what: str, message: str) -> None:
-        """Warn once in a fit, from rank zero."""
-        if what not in self._warned:
-            self._warned.add(what)
-            rank_zero_warn(f"GradientCentralization: {message}")
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Refuse a strategy that is not known to let gradients be seen whole.
-
-    Raises:
-        MisconfigurationException: It names the strategy and what to do.
-    """
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        raise MisconfigurationException(
-            f"GradientCentralization does not know how {type(trainer.strategy).__name__} holds gradients, and would "
-            "silently change nothing. Train on a single device or with a `ddp` strategy, or remove the callback."
-        )
+def _build_selection(module: LightningModule, settings: Settings) -> Selection:
+    """Select anew; in the middle of a fit too, where the optimizers changed or a lazy shape became known."""
+    try:
+        return build_selection(module, settings.include, settings.exclude, settings.fan_in_dims)
+    except ValueError as error:
+        raise MisconfigurationException(f"GradientCentralization: {error}") from error

@@ -8,6 +8,7 @@ from operator import is_
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from lightning_gc.metrics import GradientMeans
@@ -33,10 +34,15 @@ class Plan:
     means: GradientMeans
     prefix: str
 
+    def __post_init__(self) -> None:
+        """Note which parameters had no shape yet: they are to be looked at again."""
+        self._lazy = [p for p in self.parameters if isinstance(p, UninitializedParameter)]
+
     def is_current(self, optimizer: Optimizer) -> bool:
-        """Whether the optimizer still has the parameters that the plan was made for."""
+        """Whether the optimizer still has the parameters that the plan was made for, as they were."""
         now = parameters_of(optimizer)
-        return len(now) == len(self.parameters) and all(map(is_, now, self.parameters))
+        same = len(now) == len(self.parameters) and all(map(is_, now, self.parameters))
+        return same and all(isinstance(p, UninitializedParameter) for p in self._lazy)
 
 
 class Planner:
@@ -44,7 +50,7 @@ class Planner:
 
     Args:
         build: Makes the selection of the module anew.
-        optimizers: The optimizers of the fit.
+        optimizers: Tells the optimizers of the fit, which may change between epochs.
         takes_foreign: Whether parameters that only an optimizer holds are centralized.
         prefix: The prefix of the names that are logged.
         per_parameter: Whether each parameter is measured by itself.
@@ -53,43 +59,41 @@ class Planner:
     def __init__(
         self,
         build: Callable[[], Selection],
-        optimizers: Sequence[Optimizer],
+        optimizers: Callable[[], Sequence[Optimizer]],
         *,
         takes_foreign: bool = True,
         prefix: str = "gc",
         per_parameter: bool = False,
     ) -> None:
         self._build = build
-        self._optimizers = list(optimizers)
+        self._optimizers = optimizers
         self._takes_foreign = takes_foreign
         self._prefix = prefix
         self._per_parameter = per_parameter
         self._plans: dict[Optimizer, Plan] = {}
-        self.selection = self._select()
+        self.selection = match_to_optimizers(build(), optimizers(), takes_foreign)
 
     def plan_for(self, optimizer: Optimizer) -> Plan:
-        """The plan of an optimizer, made anew when its parameters have changed."""
+        """The plan of an optimizer; all are made anew when the parameters of one have changed."""
         plan = self._plans.get(optimizer)
         if plan is not None and plan.is_current(optimizer):
             return plan
-        # What changed may also be what is frozen, lazy, or held by a new optimizer: look again.
-        if optimizer not in self._optimizers:
-            self._optimizers.append(optimizer)
-        self.selection = self._select()
-        plan = self._plans[optimizer] = self._make(optimizer)
-        return plan
+        # What changed may also be what is frozen, lazy, or held by which optimizer: look at everything again.
+        optimizers = list(self._optimizers())
+        if optimizer not in optimizers:
+            optimizers.append(optimizer)
+        self.selection = match_to_optimizers(self._build(), optimizers, self._takes_foreign)
+        names = optimizer_names(optimizers)
+        several = len(optimizers) > 1
+        self._plans = {o: self._make(o, f"{self._prefix}/{names[o]}" if several else self._prefix) for o in optimizers}
+        return self._plans[optimizer]
 
-    def _select(self) -> Selection:
-        return match_to_optimizers(self._build(), self._optimizers, self._takes_foreign)
-
-    def _make(self, optimizer: Optimizer) -> Plan:
+    def _make(self, optimizer: Optimizer, prefix: str) -> Plan:
         parameters = parameters_of(optimizer)
         # Frozen parameters are planned for too: until they are unfrozen, they have no gradient.
         wanted = {entry.parameter: entry for entry in self.selection if entry.layout is not None}
         entries = [wanted[parameter] for parameter in parameters if parameter in wanted]
         names = [entry.name for entry in entries] if self._per_parameter else []
-        several = len(self._optimizers) > 1
-        prefix = f"{self._prefix}/{optimizer_names(self._optimizers)[optimizer]}" if several else self._prefix
         # Every rank sees the same gradients, so there is nothing to sum over the ranks.
         return Plan(parameters, TensorStore(entries), GradientMeans(names, sync_on_compute=False), prefix)
 
