@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from functools import partial
 from inspect import signature
 from typing import Any, Literal, Union, get_args
@@ -169,10 +168,10 @@ def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def _own(value: Any) -> Any:
     """A copy of a container, so that the callback does not change with what it was given."""
-    if isinstance(value, dict | list | tuple | str | type):
-        return copy(value)
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, tuple | str | bytes | type):
+        return value
     return list(value) if isinstance(value, Iterable) else value
 
 

@@ -1,0 +1,136 @@
+"""What the callback warns of: once, and only when there is reason to."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from lightning_gc import GradientCentralization
+from tests.gan import GAN, gan_batches
+from tests.models import Classifier, fit
+
+
+def remarks(module, callback=None, **kwargs) -> list[str]:
+    """What the callback warns of while `module` is trained."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, callback or GradientCentralization(), **kwargs)
+    return [str(w.message) for w in caught if str(w.message).startswith("GradientCentralization")]
+
+
+def test_none_in_an_ordinary_run():
+    assert remarks(Classifier()) == []
+
+
+def test_nothing_is_eligible():
+    class NormAlone(Classifier):
+        def __init__(self) -> None:
+            super().__init__(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.BatchNorm1d(64)))
+
+    (said,) = remarks(NormAlone(), max_epochs=2)
+    assert "no parameter has weight vectors to centralize" in said
+    assert "normalisation layer" in said
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_selected_parameters_without_gradients(accumulate):
+    class Unused(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))
+
+    (said,) = remarks(Unused(), GradientCentralization(include="unused"), accumulate_grad_batches=accumulate)
+    assert "none of the 4 selected parameters (unused.0.weight, unused.1.weight, unused.2.weight, ...)" in said
+    assert remarks(Unused(), accumulate_grad_batches=accumulate) == []
+
+
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_none_when_training_step_returned_none(target):
+    class SkipsFirst(Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if batch_idx % 3 == 1 else None
+
+    assert remarks(SkipsFirst(), GradientCentralization(target=target)) == []
+
+
+def test_none_for_frozen_parameters():
+    module = Classifier()
+    module.net[6].requires_grad_(False)
+    assert remarks(module, GradientCentralization(include="net.6")) == []
+
+
+class ByHand(GAN):
+    """A GAN whose training step is replaced."""
+
+    def __init__(self, step):
+        super().__init__()
+        self._step = step
+
+    def training_step(self, batch, batch_idx):
+        self._step(self, *batch)
+
+
+def test_by_hand_an_optimizer_steps_after_a_backward_that_gave_it_nothing():
+    def step(module, images, noise):
+        of_generator, of_discriminator = module.optimizers()
+        module.manual_backward(module.discriminator_loss(images, noise))
+        of_discriminator.step()
+        of_discriminator.zero_grad()
+        of_generator.step()  # forgotten: its backward
+
+    (said,) = remarks(ByHand(step), data=gan_batches())
+    assert "(generator.0.weight, generator.2.weight) had a gradient" in said
+
+
+def test_by_hand_gradients_that_lightning_did_not_see_come_about():
+    def step(module, images, noise):
+        _, of_discriminator = module.optimizers()
+        bias = module.discriminator[2].bias
+        bias.grad = torch.ones_like(bias)
+        of_discriminator.step()
+
+    (said,) = remarks(ByHand(step), data=gan_batches())
+    assert "(discriminator.0.weight, discriminator.2.weight) had a gradient" in said
+
+
+def test_none_when_a_step_by_hand_had_nothing_to_do():
+    assert remarks(ByHand(lambda module, *_: module.optimizers()[0].step()), data=gan_batches()) == []
+
+
+def test_a_raw_optimizer_is_stepped():
+    def step(module, images, noise):
+        _, of_discriminator = module.optimizers(use_pl_optimizer=False)
+        module.manual_backward(module.discriminator_loss(images, noise))
+        of_discriminator.step()
+        of_discriminator.zero_grad()
+
+    (said,) = remarks(ByHand(step), data=gan_batches())
+    assert "Adam.step() ran without Lightning's `on_before_optimizer_step`" in said
+    assert "use_pl_optimizer=False" in said
+    assert "target='clipped_gradient'" in said
+    # Which is good advice:
+    module = ByHand(step)
+    assert remarks(module, GradientCentralization(target="clipped_gradient"), data=gan_batches()) == []
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, torch.optim.Adam])
+def test_none_for_several_closure_calls_in_a_step(optimizer):
+    class Smooth(Classifier):
+        def training_step(self, batch, batch_idx):
+            return F.mse_loss(self(batch[0]), F.one_hot(batch[1], 3).float())
+
+    assert remarks(Smooth(optimizer=optimizer, lr=0.01)) == []
+
+
+def test_clipping_by_value():
+    clipping = {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}
+    (said,) = remarks(Classifier(), **clipping)
+    assert "target='clipped_gradient'" in said
+    assert remarks(Classifier(), GradientCentralization(target="clipped_gradient"), **clipping) == []
+    assert remarks(Classifier(), gradient_clip_val=0.1) == []
+    assert remarks(Classifier(), gradient_clip_algorithm="value") == []
