@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ def resolve_dims(shape: Sequence[int], dims: int | Sequence[int] | None, groups:
     if dims is None:
         resolved = tuple(range(1, rank))
     else:
-        given = (dims,) if isinstance(dims, int) else dims
-        if isinstance(given, str) or not all(isinstance(d, int) and not isinstance(d, bool) for d in given):
+        given = tuple(dims) if isinstance(dims, Iterable) and not isinstance(dims, str | bytes) else (dims,)
+        if not all(isinstance(d, int) and not isinstance(d, bool) for d in given):
             raise TypeError(f"dims must be an integer or a sequence of integers, got {dims!r}.")
         if any(not -rank <= d < rank for d in given):
             raise ValueError(
@@ -24,7 +24,7 @@ def resolve_dims(shape: Sequence[int], dims: int | Sequence[int] | None, groups:
                 + (f"allowed are {-rank} to {rank - 1}." if rank else "a scalar has no dims.")
             )
         resolved = tuple(sorted({d % rank for d in given}))
-        if len(resolved) != len(tuple(given)):
+        if len(resolved) != len(given):
             raise ValueError(f"dims={dims!r} name the same dim of shape {tuple(shape)} twice.")
     if groups < 1 or (groups > 1 and (rank == 0 or shape[0] % groups)):
         raise ValueError(f"groups={groups} does not divide dim 0 of shape {tuple(shape)}.")
