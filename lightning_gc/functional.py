@@ -172,7 +172,7 @@ def _recentre_in_blocks_(view: Tensor, dims: tuple[int, ...], to: Tensor | None)
         wide = block.to(wide_dtype)
         mean = wide.mean(dims, keepdim=True)
         if to is not None:
-            mean -= to.narrow(dim, start, block.shape[dim])
+            mean -= to if dim in dims else to.narrow(dim, start, block.shape[dim])
         block.copy_(wide.sub_(mean))
         removed.append(mean)
         start += block.shape[dim]
