@@ -97,8 +97,9 @@ def centralize_(tensor: Tensor, dims: int | Sequence[int] | None = None, *, grou
     dims = resolve_dims(tensor.shape, dims, groups)
     if is_expanded(tensor):
         raise ValueError(
-            f"centralize_ was given an expanded tensor (shape {tuple(tensor.shape)}, strides {tensor.stride()}): "
-            "several of its elements share one place in memory, so it cannot be changed in place. Use centralize()."
+            f"centralize_ was given an expanded or overlapping tensor (shape {tuple(tensor.shape)}, strides "
+            f"{tensor.stride()}): several of its elements share one place in memory, so it cannot be changed "
+            "in place. Use centralize()."
         )
     if dims and tensor.numel():
         recentre_(tensor, dims, groups)
@@ -215,7 +216,13 @@ def is_expanded(tensor: Tensor) -> bool:
     """Whether several elements of a dense tensor share one place in memory."""
     if tensor.layout != torch.strided:
         return False
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    reach = 0  # how far the dims of smaller strides reach: the next stride must lead beyond it
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def _check_dtype(tensor: Tensor) -> None:
