@@ -23,7 +23,7 @@ _BLOCK_BYTES = 1 << 20
 def centralize(tensor: Tensor, dims: int | Sequence[int] | None = None, *, groups: int = 1) -> Tensor:
     """Subtract from each weight vector its mean, out of place.
 
-    Differentiable, and the same as ``optax.centralize()`` with the default `dims`. Means of 16-bit
+    Differentiable (for dense tensors), and the same as ``optax.centralize()`` with the default `dims`. Means of 16-bit
     tensors are accumulated in float32 and the result is rounded once. Inf and NaN are passed on:
     a gradient scaler must see them.
 
@@ -57,7 +57,10 @@ def centralize(tensor: Tensor, dims: int | Sequence[int] | None = None, *, group
         return tensor.clone()
     if tensor.layout == torch.sparse_coo:
         values = centralize(tensor._values(), value_dims(tensor, dims))
-        return torch.sparse_coo_tensor(tensor._indices(), values, tensor.shape, is_coalesced=tensor.is_coalesced())
+        # The indices are those of a tensor that is there already: they need no check, nor a warning of none.
+        return torch.sparse_coo_tensor(
+            tensor._indices(), values, tensor.shape, is_coalesced=tensor.is_coalesced(), check_invariants=False
+        )
     view, dims = grouped(tensor, dims, groups)
     if is_narrow(tensor):
         wide = view.to(accumulation_dtype(tensor.dtype))
