@@ -1,7 +1,7 @@
 """Does Gradient Centralization help? A paired study on Fashion-MNIST, on one CPU core.
 
 Each *setting* (optimizer, learning rate, number of images, ...) is trained in several *arms* (without
-Gradient Centralization, with target "gradient", with target "update", convolutions only). A seed decides
+Gradient Centralization, with target "gradient", with target "update", convolutions only, the linear layer only). A seed decides
 the images, the initial weights and the order of the batches, and is the same in every arm, so that the arms
 can be compared pairwise. Each run leaves one file; a run that has one is not trained again.
 
@@ -70,6 +70,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "gradient": {"target": "gradient"},
     "update": {"target": "update"},
     "convolutions": {"target": "gradient", "include": [nn.Conv2d]},
+    "head": {"target": "gradient", "include": [nn.Linear]},
 }
 QUICK = {"settings": ["sgd", "high-lr"], "arms": ["none", "gradient"], "seeds": 3, "images": 2_000, "epochs": 2}
 
