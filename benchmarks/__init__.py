@@ -1,0 +1,1 @@
+"""What centralizing costs: ``python -m benchmarks --help``."""
