@@ -1,0 +1,76 @@
+# Python 3.10 or newer, make and a network are all that a fresh clone needs.
+#
+# Every target installs what it needs into $(VENV), through constraints.txt, and again when pyproject.toml or
+# constraints.txt have changed. Another Python:  make test PYTHON=python3.12 VENV=.venv-3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST = $(BIN)/python -m pytest
+# More arguments for pytest:  make test-slow ARGS="-k docs"
+ARGS =
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-distributed examples coverage lint format types docs bench dist clean
+.DELETE_ON_ERROR:
+
+help: ## List the targets
+	@echo "Targets of make, each of which sets up its own environment:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.with-examples ## Train with and without the callback, compare, and draw demo/quickstart.png
+	$(BIN)/python examples/quickstart.py --out demo/quickstart.png
+
+test: $(VENV)/.with-test ## Run the tests, all but the slow and the distributed ones, with coverage
+	$(PYTEST) -m "not slow and not distributed" --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
+
+test-slow: $(VENV)/.with-test ## Run the tests that take longer than some ten seconds each
+	$(PYTEST) -m "slow and not distributed" $(ARGS)
+
+test-distributed: $(VENV)/.with-test-distributed ## Run the tests that start several processes
+	$(PYTEST) -m distributed $(ARGS)
+
+examples: $(VENV)/.with-test ## Run every example on little data
+	$(PYTEST) tests/examples $(ARGS)
+
+coverage: $(VENV)/.with-test ## Run the same as test, and write a browsable report to htmlcov/
+	$(PYTEST) -m "not slow and not distributed" --cov --cov-report=term --cov-report=html $(ARGS)
+
+lint: $(VENV)/.with-lint ## Check style and format with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.with-lint ## Let ruff correct style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.with-lint ## Check types with mypy, strictly
+	$(BIN)/mypy
+
+docs: $(VENV)/.with-docs ## Build the documentation, run its examples; warnings are errors
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -W --keep-going -b doctest docs docs/_build/doctest
+	@echo "The documentation is in docs/_build/html/index.html."
+
+bench: $(VENV)/.with-bench ## Measure what the callback costs
+	$(BIN)/python -m benchmarks
+
+dist: $(VENV)/.with-dist ## Build the source distribution and the wheel, and check both
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist htmlcov .coverage demo docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra of pyproject.toml; the virtual environment comes first.
+$(VENV)/.with-%: pyproject.toml constraints.txt | $(VENV)/.created
+	@echo "Installing lightning-gc[$*] into $(VENV); the first time takes a minute or two."
+	$(PIP) --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
