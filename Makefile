@@ -6,7 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# DS_BUILD_OPS=0: DeepSpeed without its CUDA operations, which need a compiler.
+PIP = DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = $(BIN)/python -m pytest
 # More arguments for pytest:  make test-slow ARGS="-k docs"
 ARGS =
@@ -31,7 +32,7 @@ test-slow: $(VENV)/.with-test ## Run the tests that take longer than some ten se
 test-distributed: $(VENV)/.with-test-distributed ## Run the tests that start several processes
 	$(PYTEST) -m distributed $(ARGS)
 
-examples: $(VENV)/.with-test ## Run every example on little data
+examples: $(VENV)/.with-test ## Run the tests of the examples, each of which runs one on little data
 	$(PYTEST) tests/examples $(ARGS)
 
 coverage: $(VENV)/.with-test ## Run the same as test, and write a browsable report to htmlcov/
