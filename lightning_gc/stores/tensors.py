@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
+from lightning_gc.dims import fan_in_of
 from lightning_gc.functional import (
-    centralize,
+    is_dtensor,
     is_expanded,
     is_narrow,
     recentre_,
@@ -18,6 +20,9 @@ from lightning_gc.functional import (
 from lightning_gc.selection import Entry
 from lightning_gc.sparse import scatter_means
 from lightning_gc.stores.base import Means, Measurement, Role, Store, concatenate
+from lightning_gc.stores.measured import Centralized, Measured, Measurer
+
+_GRADIENT = attrgetter("grad")  # half the time of `parameter.grad` in a loop
 
 
 class TensorStore(Store):
@@ -27,8 +32,15 @@ class TensorStore(Store):
         self.entries = tuple(entries)
         self._layouts = [(e.parameter, e.layout.dims, e.layout.groups) for e in self.entries if e.layout]
         # What needs no further look at each step: the two calls of the equation, and nothing else.
-        self._plain = [(p, dims) for p, dims, groups in self._layouts if groups == 1 and not is_narrow(p)]
-        self._special = [(p, dims, g) for p, dims, g in self._layouts if g > 1 or is_narrow(p)]
+        self._plain = [
+            (index, parameter, dims, 1 / max(1, fan_in_of(parameter.shape, dims)))
+            for index, (parameter, dims, groups) in enumerate(self._layouts)
+            if _is_plain(parameter, groups)
+        ]
+        self._plain_parameters = [parameter for _, parameter, *_ in self._plain]
+        plain = {index for index, *_ in self._plain}
+        self._others = [(i, *layout) for i, layout in enumerate(self._layouts) if i not in plain]
+        self._measurer: Measurer | None = None
 
     @torch.no_grad()
     def means(self, role: Role) -> Means:
@@ -55,6 +67,10 @@ class TensorStore(Store):
     @torch.no_grad()
     def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
         """See :meth:`Store.recentre_measured_`."""
+        if role == "gradient" and to is None:
+            found: dict[int, Centralized | Measured] = {}
+            self._centralize_gradients_(found)
+            return self._measure(found)
         present, before, after, norms = [], [], [], []
         for index, (parameter, dims, groups) in enumerate(self._layouts):
             tensor = _writable(parameter, role)
@@ -63,10 +79,7 @@ class TensorStore(Store):
             target = None if to is None else to[index]
             if role == "gradient":
                 norms.append(squared_norm(tensor))
-            removed = recentre_(tensor, dims, groups, target)
-            if tensor.is_sparse:
-                removed = scatter_means(tensor, removed)
-            left = vector_means(tensor, dims, groups)
+            removed, left = _recentre_and_look_(tensor, dims, groups, target)
             present.append(index)
             before.append(removed)
             after.append(left if target is None else left - target)
@@ -74,29 +87,66 @@ class TensorStore(Store):
             return None
         return concatenate(self.entries, present, before, after, norms if role == "gradient" else None)
 
-    def _centralize_gradients_(self) -> bool:
-        """The path of every step: no more Python than the two calls a parameter need."""
+    def _centralize_gradients_(self, measured: dict[int, Centralized | Measured] | None = None) -> bool:
+        """The path of every step: no more Python than the two calls a parameter need.
+
+        What was centralized is put into `measured`. The arithmetic is the same with and without.
+        """
         found = False
-        for parameter, dims in self._plain:
-            gradient = parameter.grad
+        others = self._others
+        gradients: Iterator[Tensor | None] = map(_GRADIENT, self._plain_parameters)
+        for gradient, (index, parameter, dims, reciprocal) in zip(gradients, self._plain, strict=True):
             if gradient is None:
                 continue
+            if gradient.is_sparse:
+                others = [*others, (index, parameter, dims, 1)]
+                continue
             found = True
+            # Not sub_(mean()): on a CPU, mean() is sum() and one more call.
+            sums = gradient.sum(dims, True)
             try:
-                if gradient.is_sparse:
-                    recentre_(gradient, dims)
-                else:
-                    gradient.sub_(gradient.mean(dims, True))
+                gradient.sub_(sums, alpha=reciprocal)
             except RuntimeError:
                 if not is_expanded(gradient):
                     raise
-                parameter.grad = centralize(gradient, dims)
-        for parameter, dims, groups in self._special:
+                gradient = parameter.grad = gradient.contiguous().sub_(sums, alpha=reciprocal)
+            if measured is not None:
+                measured[index] = Centralized(gradient, dims, sums)
+        for index, parameter, dims, groups in others:
             gradient = _writable(parameter, "gradient")
-            if gradient is not None:
-                found = True
+            if gradient is None:
+                continue
+            found = True
+            if measured is None:
                 recentre_(gradient, dims, groups)
+            else:
+                norm = squared_norm(gradient)
+                measured[index] = Measured(*_recentre_and_look_(gradient, dims, groups), norm)
         return found
+
+    def _measure(self, found: dict[int, Centralized | Measured]) -> Measurement | None:
+        if not found:
+            return None
+        if self._measurer is None or not self._measurer.fits(found):
+            self._measurer = Measurer(self.entries, found)
+        return self._measurer(found)
+
+
+def _recentre_and_look_(
+    tensor: Tensor, dims: tuple[int, ...], groups: int, to: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What was removed from all the weight vectors, and their means after."""
+    removed = recentre_(tensor, dims, groups, to)
+    if tensor.is_sparse:
+        removed = scatter_means(tensor, removed)
+    return removed, vector_means(tensor, dims, groups)
+
+
+def _is_plain(parameter: Tensor, groups: int) -> bool:
+    """Whether a dense gradient of the parameter can be summed in its own dtype, as it is."""
+    # A parameter may take gradients of another dtype, or (None) of any.
+    gradient_dtype = getattr(parameter, "grad_dtype", parameter.dtype)
+    return groups == 1 and not is_narrow(parameter) and not is_dtensor(parameter) and gradient_dtype == parameter.dtype
 
 
 def _tensor(parameter: Tensor, role: Role) -> Tensor | None:
