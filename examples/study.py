@@ -96,8 +96,10 @@ def small_cnn(setting: Setting) -> nn.Sequential:
 
 
 class Batches:
-    """Batches cut from tensors; with a generator, in a new order each epoch. (A DataLoader would cost more than the
-    network: it collates image by image.)"""
+    """Batches cut from tensors; with a generator, in a new order each epoch.
+
+    A DataLoader would cost more than the network: it collates image by image.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, size: int, generator: torch.Generator | None = None) -> None:
         self.images, self.labels, self.size, self.generator = images, labels, size, generator
@@ -257,6 +259,7 @@ def make_grid(names: list[str], arms: list[str], seeds: int, **changes: Any) -> 
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line's arguments, with what follows from --quick and --full filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
@@ -281,6 +284,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train what is missing, and report."""
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
