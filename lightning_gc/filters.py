@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_gc.places import Filter, Place
+from lightning_gc.places import Filter, Place, class_of
 
 FilterArgument = Filter | Sequence[Filter]
 FanInDims = tuple[tuple[str, int | tuple[int, ...]], ...]
@@ -21,9 +21,10 @@ def parse_filters(value: Any, argument: str) -> tuple[Filter, ...]:
         TypeError: `value` is not a module class, a string, or a sequence of these.
         ValueError: An entry is an empty string.
     """
-    entries = (value,) if isinstance(value, str | type) or not isinstance(value, Iterable) else tuple(value)
     if isinstance(value, Mapping):
         raise TypeError(f"{argument}={value!r} is a mapping. Pass a list of its keys: module classes and strings.")
+    single = isinstance(value, str | type | nn.Module) or not isinstance(value, Iterable)
+    entries = (value,) if single else tuple(value)
     for entry in entries:
         if isinstance(entry, nn.Module):
             raise TypeError(
@@ -82,9 +83,11 @@ def check_entry_matches(entry: Filter, argument: str, everything: Sequence[Place
 
 def _closest_names(entry: str, everything: Sequence[Place]) -> str:
     names = list(dict.fromkeys(name for place in everything for name in place.names()))
-    wanted = entry.rsplit(".", 1)[-1] if entry.startswith("torch.nn.") else entry
-    close = get_close_matches(wanted, names, n=5, cutoff=0.3) or names[:5]
+    last = entry.rsplit(".", 1)[-1]
+    classes = {class_of(module).__name__ for place in everything for _, module in place.around}
+    is_class = entry.startswith("torch.nn.") or last in classes
+    close = get_close_matches(last if is_class else entry, names, n=5, cutoff=0.3) or names[:5]
     hint = f"The closest names are: {', '.join(map(repr, close))}." if close else "The model has no parameters."
-    if entry.startswith("torch.nn."):
+    if is_class:
         hint = f"To filter by class, pass the class {entry} itself, not a string. {hint}"
     return hint

@@ -6,10 +6,12 @@ that wrappers (compilation, activation checkpointing, FSDP, precision) put in.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -26,6 +28,17 @@ def clean_name(name: str) -> str:
         'encoder.weight'
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)
+
+
+def class_of(module: nn.Module) -> type:
+    """The class that a module was written as, which scripting hides, where that class is imported."""
+    if isinstance(module, torch.jit.ScriptModule):
+        parts = module._c._type().qualified_name().split(".")
+        path, name = [p for p in parts[1:-1] if not p.startswith("___torch_mangle_")], parts[-1]
+        written_as = getattr(sys.modules.get(".".join(path)), name, None)
+        if isinstance(written_as, type):
+            return written_as
+    return type(module)
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Place:
         """Whether the filter takes the parameter at this place."""
         if isinstance(entry, str):
             return self.matches_glob(entry)
-        return any(isinstance(module, entry) for _, module in self.around)
+        return any(isinstance(module, entry) or issubclass(class_of(module), entry) for _, module in self.around)
 
     def names(self) -> Iterator[str]:
         """The names that a glob is held against: the parameter's and those of the modules around it."""
