@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ def resolve_dims(shape: Sequence[int], dims: int | Sequence[int] | None, groups:
     if dims is None:
         resolved = tuple(range(1, rank))
     else:
-        given = tuple(dims) if isinstance(dims, Iterable) and not isinstance(dims, str | bytes) else (dims,)
+        given: tuple[Any, ...] = (dims,)
+        if isinstance(dims, Iterable) and not isinstance(dims, str | bytes):
+            given = tuple(dims)
         if not all(isinstance(d, int) and not isinstance(d, bool) for d in given):
             raise TypeError(f"dims must be an integer or a sequence of integers, got {dims!r}.")
         if any(not -rank <= d < rank for d in given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_gc.dims import fan_in_of, resolve_dims
 from lightning_gc.filters import FanInDims, FilterArgument, check_entry_matches, parse_fan_in_dims, parse_filters
-from lightning_gc.layouts import Layout, LeftAlone, eligible, find_layout
+from lightning_gc.layouts import Layout, LeftAlone, eligible, find_layout, is_magnitude
 from lightning_gc.places import Filter, Place, places
 from lightning_gc.table import format_table
 
@@ -139,6 +140,8 @@ def select(
         3.bias     (10,)                                              no: fewer than 2 dims
         1 of 6 parameters are centralized: 8 weight vectors, 216 of 330 elements (65.5%)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"select() takes a torch.nn.Module, got {type(module).__name__}.")
     return build_selection(
         module,
         parse_filters(include, "include"),
@@ -196,21 +199,15 @@ def _judge(
             return eligible(layout, shape)
     judged = [_judge_place(shape, place) for place in found]
     # A tied parameter is what the best-known of its layers says it is.
-    return min(judged, key=lambda j: isinstance(j, Layout) and j.source == "assumed")
+    return min(judged, key=lambda j: j.assumed if isinstance(j, LeftAlone) else j.source == "assumed")
 
 
 def _judge_place(shape: torch.Size, place: Place) -> Layout | LeftAlone:
     if place.parametrization is not None:
         originals = [p.shape for p in place.parametrization._parameters.values() if p is not None]
-        if _is_magnitude(shape, max(originals, key=torch.Size.numel)):
+        if is_magnitude(shape, max(originals, key=math.prod)):
             return LeftAlone("magnitude of a normalised weight")
     return find_layout(place.owner, place.attribute, shape)
-
-
-def _is_magnitude(shape: torch.Size, whole: torch.Size) -> bool:
-    """Whether an original of this shape scales one of the `whole` shape, as in weight normalisation."""
-    same_rank = shape != whole and len(shape) == len(whole)
-    return same_rank and all(size in (1, of_whole) for size, of_whole in zip(shape, whole, strict=True))
 
 
 def _filtered_out(found: Sequence[Place], include: Sequence[Filter], exclude: Sequence[Filter]) -> str:
