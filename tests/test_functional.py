@@ -233,7 +233,7 @@ class TestErrors:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             tensor = torch.eye(3).to_sparse_csr()
-        with pytest.raises(TypeError, match="dense and sparse COO.*sparse_csr"):
+        with pytest.raises(TypeError, match=r"dense and sparse COO.*sparse_csr"):
             function(tensor)
 
     @pytest.mark.parametrize("function", [centralize, centralize_])
