@@ -86,12 +86,18 @@ class GradientMeans(Metric):
                 ``(V,)``. Not needed, and not looked at, with fewer than two names.
 
         Raises:
-            ValueError: `parameter` is missing although there are several names.
+            ValueError: `parameter` is missing although there are several names, or `squared_norm` does not
+                have one element for each of them.
         """
         if parameter is None and len(self.names) > 1:
             raise ValueError(
                 f"GradientMeans has {len(self.names)} names, so update() needs `parameter`: an index into "
                 "them for each of the weight vectors."
+            )
+        if squared_norm is not None and len(self.names) > 1 and squared_norm.shape != (len(self.names),):
+            raise ValueError(
+                f"GradientMeans has {len(self.names)} names, so squared_norm must have the shape ({len(self.names)},), "
+                f"one element for each of them, got {tuple(squared_norm.shape)}."
             )
         before, after = before.abs().to(self.sum_before), after.abs().to(self.sum_after)
         sums = (torch.ones_like(before), before, after, fan_in * before.square())
@@ -109,12 +115,25 @@ class GradientMeans(Metric):
 
         A parameter without weight vectors since the last reset has the value zero.
         """
+        if self._is_synced and not self._has_norm:  # the other ranks may have had something to measure
+            self._has_norm = bool(self.squared_norm.any())
         values = self._ratios(*(s.sum() for s in self._states()))
         of_each = self._ratios(*self._states())
         for quantity, of_parameters in of_each.items():
             for name, value in zip(self.names, of_parameters, strict=False):
                 values[f"{quantity}/{name}"] = value
         return values
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the sums of another metric, or of its state.
+
+        Args:
+            incoming_state: A metric with the same names, or its `metric_state`.
+        """
+        super().merge_state(incoming_state)
+        state = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        self._has_norm = self._has_norm or bool(state["squared_norm"].any())
+        self._computed = None
 
     def reset(self) -> None:
         """Forget all updates."""
