@@ -158,7 +158,7 @@ def _tensor(parameter: Tensor, role: Role) -> Tensor | None:
 def _writable(parameter: Tensor, role: Role) -> Tensor | None:
     """The tensor, after an expanded gradient, whose elements share memory, was replaced by a copy."""
     tensor = _tensor(parameter, role)
-    if tensor is not None and is_expanded(tensor):
+    if role == "gradient" and tensor is not None and is_expanded(tensor):
         tensor = tensor.contiguous()
         parameter.grad = tensor
     return tensor
