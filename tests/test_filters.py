@@ -57,6 +57,10 @@ class TestParseFilters:
         with pytest.raises(TypeError, match=f"holds a module, a {type(value).__name__}"):
             parse_filters(value, "include")
 
+    def test_a_mapping(self):
+        with pytest.raises(TypeError, match=r"include=\{'head': 1\} is a mapping\. Pass a list of its keys"):
+            parse_filters({"head": 1}, "include")
+
     @pytest.mark.parametrize("value", ["", [""], ["head", ""]])
     def test_empty_strings(self, value):
         with pytest.raises(ValueError, match=r"include=.*empty string"):

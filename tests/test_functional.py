@@ -320,11 +320,12 @@ class TestSixteenBits:
         torch.testing.assert_close(squared_norm(cut), norm)
 
     @pytest.mark.parametrize(("shape", "dims", "groups"), LAYOUTS)
-    def test_the_way_of_other_devices_agrees(self, shape, dims, groups, monkeypatch):
+    @pytest.mark.parametrize("moved", [False, True])
+    def test_the_way_of_other_devices_agrees(self, shape, dims, groups, moved, monkeypatch):
         """On other devices than the CPU the kernels widen as they read, so nothing is cut into blocks."""
         tensor = torch.randn(shape, dtype=torch.bfloat16)
         blocks, kernels = tensor.clone(), tensor.clone()
-        target = vector_means(tensor, dims, groups) / 2
+        target = vector_means(tensor, dims, groups) / 2 if moved else None
         removed = recentre_(blocks, dims, groups, target)
         norm, means = squared_norm(blocks), vector_means(blocks, dims, groups)
         monkeypatch.setattr(functional, "goes_in_blocks", lambda tensor: False)

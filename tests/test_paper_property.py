@@ -94,6 +94,13 @@ class Attention(nn.MultiheadAttention):
         return super().forward(x.transpose(0, 1), x.transpose(0, 1), x.transpose(0, 1))[0].transpose(0, 1)
 
 
+class BilinearOfProducts(nn.Bilinear):
+    """What is multiplied with the weights of a bilinear layer: the products of its two inputs, all given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bij,oij->bo", x, self.weight) + self.bias
+
+
 def conv1d_of_transformers() -> nn.Module:
     pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
     layer = pytorch_utils.Conv1D(4, 6)
@@ -105,6 +112,7 @@ inner = slice(2, -2)
 LAYERS = [
     pytest.param(Layer(lambda: nn.Linear(6, 4), (6,)), id="Linear"),
     pytest.param(Layer(lambda: nn.Linear(6, 1), (6,)), id="Linear to one output"),
+    pytest.param(Layer(lambda: BilinearOfProducts(3, 2, 4), (3, 2)), id="Bilinear"),
     pytest.param(Layer(lambda: nn.Conv1d(3, 4, 3), (3, 9)), id="Conv1d"),
     pytest.param(Layer(lambda: nn.Conv1d(3, 4, 3, padding=2), (3, 9), (inner,)), id="Conv1d, padded"),
     pytest.param(Layer(lambda: nn.Conv2d(3, 4, 3), (3, 6, 7)), id="Conv2d"),
@@ -242,6 +250,12 @@ def test_over_other_dims_the_effect_moves(layer, dims):
     """So the tests above can fail."""
     before, after = trained(layer, GradientCentralization(fan_in_dims={"net.0.weight": dims}))
     assert (layer.effect_of_a_constant(after) - layer.effect_of_a_constant(before)).abs().max() > 1e-3
+
+
+def test_the_products_are_those_of_the_bilinear_layer():
+    layer = BilinearOfProducts(3, 2, 4)
+    a, b = torch.randn(5, 3), torch.randn(5, 2)
+    torch.testing.assert_close(layer(torch.einsum("bi,bj->bij", a, b)), nn.Bilinear.forward(layer, a, b))
 
 
 def test_nothing_else_is_held_fast():

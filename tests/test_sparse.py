@@ -27,6 +27,7 @@ def test_values_are_centralized_row_by_row():
     assert torch.equal(centralize(uncoalesced()).to_dense(), expected)
 
 
+@pytest.mark.slow
 def test_no_warning_of_unchecked_invariants():
     """Torch gives it once in a process, so it takes a process of its own to see that it does not come."""
     code = (
