@@ -132,7 +132,7 @@ class GradientMeans(Metric):
         """
         super().merge_state(incoming_state)
         state = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
-        self._has_norm = self._has_norm or bool(state["squared_norm"].any())
+        self._has_norm = self._has_norm or bool(torch.as_tensor(state["squared_norm"]).any())
         self._computed = None
 
     def reset(self) -> None:
