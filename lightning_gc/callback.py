@@ -19,6 +19,7 @@ from lightning_gc.strategies import check_strategy
 from lightning_gc.targets import Target
 
 LogMeans = Literal["off", "total", "per_parameter"]
+_LogMeansArgument = Union[LogMeans, Literal[False]]  # YAML reads an unquoted `off` as False
 
 # The class first: jsonargparse tries the members in order, and would leave "torch.nn.Embedding" a string.
 Filters = Union[type[nn.Module], str, Sequence[Union[type[nn.Module], str]]]
@@ -43,8 +44,8 @@ class GradientCentralization(Callback):
         fan_in_dims: ``{name glob: dims}``: the dims that one weight vector spans, for layers whose
             layout is not known or differs, such as ``{"*.experts.down_proj": 2}``.
         log_means: Log the means of the weight vectors before and after on the steps that the Trainer
-            logs: ``"off"``, the ``"total"`` (``gc/mean_pre``, ``gc/mean_post``, ``gc/removed_norm``), or also
-            ``"per_parameter"``.
+            logs: ``"off"`` (or False), the ``"total"`` (``gc/mean_pre``, ``gc/mean_post``,
+            ``gc/removed_norm``), or also ``"per_parameter"``.
         log_prefix: The prefix of the logged names.
 
     Raises:
@@ -65,11 +66,12 @@ class GradientCentralization(Callback):
         exclude: Filters = (),
         target: Target = "gradient",
         fan_in_dims: Mapping[str, Union[int, Sequence[int]]] = {},
-        log_means: LogMeans = "total",
+        log_means: _LogMeansArgument = "total",
         log_prefix: str = "gc",
     ) -> None:
         super().__init__()
         include, exclude, fan_in_dims = _own(include), _own(exclude), _own(fan_in_dims)
+        log_means = "off" if log_means is False else log_means
         _check_choice("target", target, get_args(Target))
         _check_choice("log_means", log_means, get_args(LogMeans))
         if not isinstance(log_prefix, str) or not log_prefix:
@@ -99,7 +101,8 @@ class GradientCentralization(Callback):
 
     def __repr__(self) -> str:
         defaults = {name: p.default for name, p in signature(GradientCentralization).parameters.items()}
-        shown = [f"{name}={_source(v)}" for name, v in self._arguments.items() if v != defaults[name]]
+        # An empty list, which LightningCLI passes for the default, is none that the user passed.
+        shown = [f"{name}={_source(v)}" for name, v in self._arguments.items() if v and v != defaults[name]]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __getstate__(self) -> dict[str, Any]:

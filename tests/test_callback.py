@@ -35,6 +35,7 @@ BAD_ARGUMENTS = [
     ({"target": "gradients"}, ["target='gradients'", "'gradient', 'clipped_gradient', 'update'"]),
     ({"target": None}, ["target=None", "'gradient', 'clipped_gradient', 'update'"]),
     ({"target": ["gradient"]}, ["target=['gradient']", "'gradient', 'clipped_gradient', 'update'"]),
+    ({"log_means": 0}, ["log_means=0", "'off', 'total', 'per_parameter'"]),
     ({"log_means": True}, ["log_means=True", "'off', 'total', 'per_parameter'"]),
     ({"log_means": "all"}, ["log_means='all'", "'off', 'total', 'per_parameter'"]),
     ({"log_prefix": ""}, ["log_prefix=''", "non-empty string"]),
@@ -102,6 +103,7 @@ def test_an_argument_that_does_not_fit_the_model_is_refused_before_a_step(argume
     ("arguments", "source"),
     [
         ({}, "GradientCentralization()"),
+        ({"include": [], "exclude": (), "fan_in_dims": {}}, "GradientCentralization()"),
         ({"exclude": "head"}, "GradientCentralization(exclude='head')"),
         ({"exclude": nn.Embedding}, "GradientCentralization(exclude=torch.nn.Embedding)"),
         ({"include": ["head", nn.Linear]}, "GradientCentralization(include=['head', torch.nn.Linear])"),
@@ -110,6 +112,7 @@ def test_an_argument_that_does_not_fit_the_model_is_refused_before_a_step(argume
             {"target": "update", "log_means": "off", "log_prefix": "centred"},
             "GradientCentralization(target='update', log_means='off', log_prefix='centred')",
         ),
+        ({"log_means": False}, "GradientCentralization(log_means='off')"),
         ({"fan_in_dims": {"a*": 1, "b": [0, 2]}}, "GradientCentralization(fan_in_dims={'a*': 1, 'b': [0, 2]})"),
         ({"fan_in_dims": MappingProxyType({"a": (1,)})}, "GradientCentralization(fan_in_dims={'a': (1,)})"),
         ({"fan_in_dims": OrderedDict(a=1)}, "GradientCentralization(fan_in_dims={'a': 1})"),
