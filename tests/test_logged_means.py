@@ -261,3 +261,11 @@ def test_logging_does_not_change_the_training():
     for name, value in results[0].state_dict().items():
         for other in results[1:]:
             torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=1e-14)
+
+
+def test_double_precision_in_which_lightning_changes_the_default_dtype(tmp_path):
+    rows, before, after = run(Classifier(), tmp_path, precision="64-true", log_every_n_steps=4)
+    for row, index in zip(rows, (3, 7), strict=True):
+        for name, value in expected(before[index][2], after[index][2], SMALL_CNN).items():
+            if f"gc/{name}" in row:
+                assert row[f"gc/{name}"] == close(value)

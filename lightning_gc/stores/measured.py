@@ -90,7 +90,7 @@ class Measurer:
             after.append(post.to(self._device).flatten())
         mean_before = torch.cat(before).abs().div_(self._divisor)
         mean_after = torch.cat(after).abs().div_(self._divisor)
-        squared_norm = torch.zeros(self._parameters, device=self._device)
+        squared_norm = torch.zeros(self._parameters, device=self._device, dtype=torch.float32)
         squared_norm.index_copy_(0, self._order, torch.cat(norms).square_())
         # Pythagoras: what was removed is orthogonal to what was left.
         removed = (self._fan_in * mean_before.square()).to(squared_norm) * self._removed_is_missing
