@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, ModelCheckpoint
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -180,6 +181,46 @@ def test_parameters_that_only_the_optimizer_holds_are_centralized_under_a_made_u
 
     fit(module := WithOutsider(), GradientCentralization(include="net.0"), max_steps=1)
     torch.testing.assert_close(module.outside[0].detach(), (1 - 0.1 * torch.arange(3.0)).expand(2, 3))
+
+
+def test_several_groups_of_parameters():
+    class Groups(Classifier):
+        def configure_optimizers(self):
+            groups = [{"params": self.net[:6].parameters(), "lr": 0.05}, {"params": self.net[6].parameters()}]
+            return torch.optim.SGD(groups, lr=0.1, momentum=0.5)
+
+    trained, by_hand = Groups(), Groups()
+    fit64(trained, GradientCentralization())
+    loops.train(by_hand.double(), by_hand.configure_optimizers(), image_batches())
+    assert_same_weights(trained, by_hand)
+
+
+def test_optimizers_that_are_replaced_between_epochs_are_hooked_and_unhooked():
+    class Replace(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                trainer.strategy.optimizers = [torch.optim.SGD(pl_module.parameters(), lr=0.1, momentum=0.9)]
+            made.append(trainer.optimizers[0])
+
+    made = []
+    module = Classifier()
+    fit(module, Replace(), GradientCentralization(target="clipped_gradient"), max_epochs=2, log_every_n_steps=1)
+    assert len(set(made)) == 2
+    assert module.net[0].weight.grad.mean((1, 2, 3)).abs().max() < 1e-7
+    assert not any(o._optimizer_step_pre_hooks or o._optimizer_step_post_hooks for o in made)
+
+
+def test_an_optimizer_that_appears_within_an_epoch_is_refused_where_it_needs_a_hook():
+    class Replace(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1:
+                trainer.strategy.optimizers = [torch.optim.SGD(pl_module.parameters(), lr=0.1)]
+
+    module = Classifier()
+    fit(module, Replace(), GradientCentralization())
+    assert module.net[0].weight.grad.mean((1, 2, 3)).abs().max() < 1e-7
+    with pytest.raises(MisconfigurationException, match="appeared in the middle of an epoch"):
+        fit(Classifier(), Replace(), GradientCentralization(target="update"))
 
 
 def test_backbone_finetuning_has_its_new_group_centralized_from_the_first_step():

@@ -48,14 +48,15 @@ def test_selected_parameters_without_gradients(accumulate):
     assert remarks(Unused(), accumulate_grad_batches=accumulate) == []
 
 
+@pytest.mark.parametrize("every", [1, 50])
 @pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_none_when_training_step_returned_none(target):
+def test_none_when_training_step_returned_none(target, every):
     class SkipsFirst(Classifier):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch, batch_idx) if batch_idx % 3 == 1 else None
 
-    assert remarks(SkipsFirst(), GradientCentralization(target=target)) == []
+    assert remarks(SkipsFirst(), GradientCentralization(target=target), log_every_n_steps=every) == []
 
 
 def test_none_for_frozen_parameters():
