@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +45,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of one call of each contender, round by round: sample i of all of them is of round i.
 
-    In every round each contender has its turn, and the order rotates. A turn repeats quick calls until
-    they take a millisecond. It ends after `rounds` rounds or, once there are seven, after `seconds`.
+    In every round each contender has its turn, in an order drawn anew. A turn begins with a call that is
+    not timed, and repeats quick calls until they take a millisecond. It ends after `rounds` rounds or, once there are seven, after `seconds`.
 
     Args:
         contenders: What is timed, by name.
@@ -57,6 +58,7 @@ def interleave(
     repeats = {name: _repeats(call, sync, clock) for name, call in contenders.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
+    order = random.Random(0)
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -64,8 +66,9 @@ def interleave(
         for turn in range(rounds):
             if turn >= 7 and time.perf_counter() - start > seconds:
                 break
-            shift = turn % len(names)
-            for name in names[shift:] + names[:shift]:
+            order.shuffle(names)
+            for name in names:
+                contenders[name]()  # so that all find the caches in the state in which they leave them
                 samples[name].append(_time(contenders[name], repeats[name], sync, clock))
     finally:
         if was_enabled:

@@ -15,8 +15,10 @@ from torch import Tensor
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Measurement
 
-# Above a quarter of it, a call for each gradient costs less than copying them together.
 _COPY_BYTES = 1 << 20
+
+# Larger ones are measured each by itself, and at once, while they are in the cache.
+_SMALL_BYTES = _COPY_BYTES // 32
 
 
 class Centralized(NamedTuple):
@@ -26,11 +28,22 @@ class Centralized(NamedTuple):
         tensor: The gradient after, dense and of its parameter's whole shape.
         dims: The fan-in dims.
         sums: The sum of each weight vector before, with `dims` kept as size 1.
+        after: The sum of each weight vector after; None: still to be measured.
+        norm: The norm after.
     """
 
     tensor: Tensor
     dims: tuple[int, ...]
     sums: Tensor
+    after: Tensor | None = None
+    norm: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensor: Tensor, dims: tuple[int, ...], sums: Tensor) -> Centralized:
+        """A gradient that was centralized just now."""
+        if tensor.numel() * tensor.element_size() <= _SMALL_BYTES:
+            return cls(tensor, dims, sums)
+        return cls(tensor, dims, sums, tensor.sum(dims, True), torch.linalg.vector_norm(tensor).view(1))
 
 
 class Measured(NamedTuple):
@@ -110,11 +123,13 @@ def signature(found: Found) -> list[object]:
 
 def _measure(together: Sequence[Centralized]) -> tuple[Tensor, Tensor, Tensor]:
     """The sums before and after, and the norms after, of gradients of one shape."""
-    tensor, dims, sums = together[0]
+    tensor, dims, sums, sums_after, norm = together[0]
+    if sums_after is not None and norm is not None:
+        return sums, sums_after, norm
     if len(together) == 1:
-        return sums, tensor.sum(dims), torch.linalg.vector_norm(tensor).view(1)
+        return sums, tensor.sum(dims, True), torch.linalg.vector_norm(tensor).view(1)
     copy = torch.stack([one.tensor for one in together])
-    after = copy.sum([d + 1 for d in dims])
+    after = copy.sum([d + 1 for d in dims], True)
     norms = torch.linalg.vector_norm(copy, dim=tuple(range(1, copy.dim())))
     return torch.stack([one.sums for one in together]), after, norms
 
@@ -127,11 +142,11 @@ def _batches(found: Found) -> list[list[int]]:
         if isinstance(one, Measured):
             batches.append([index])
             continue
-        tensor, dims, _ = one
-        room = _COPY_BYTES // max(1, tensor.numel() * tensor.element_size())
+        tensor, dims = one.tensor, one.dims
+        size = max(1, tensor.numel() * tensor.element_size())
         key = (tensor.shape, dims, tensor.dtype, tensor.device)
         batch = open_batches.get(key)
-        if batch is None or len(batch) >= room or room < 4:
+        if batch is None or size > _SMALL_BYTES or len(batch) >= _COPY_BYTES // size:
             batch = open_batches[key] = []
             batches.append(batch)
         batch.append(index)

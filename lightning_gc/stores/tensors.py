@@ -111,7 +111,7 @@ class TensorStore(Store):
                     raise
                 gradient = parameter.grad = gradient.contiguous().sub_(sums, alpha=reciprocal)
             if measured is not None:
-                measured[index] = Centralized(gradient, dims, sums)
+                measured[index] = Centralized.of(gradient, dims, sums)
         for index, parameter, dims, groups in others:
             gradient = _writable(parameter, "gradient")
             if gradient is None:
