@@ -30,6 +30,7 @@ class TestGan:
             columns = csv.DictReader(stream).fieldnames
         assert means.keys() <= set(columns)
 
+    @pytest.mark.slow
     def test_without(self, tmp_path, capsys):
         load("gan").main(["--epochs", "1", "--logs", str(tmp_path), "--no-gc"])
         assert not means_in(capsys.readouterr().out)
@@ -92,7 +93,7 @@ class TestCli:
             *("--trainer.callbacks+=lightning_gc.GradientCentralization", "--trainer.callbacks.target=update"),
             "--trainer.callbacks.exclude=[torch.nn.Conv2d, head]",
         )
-        assert "torch.nn.modules.conv.Conv2d, 'head'], target='update')" in capsys.readouterr().out
+        assert re.search(r"exclude=\[\S*Conv2d, 'head'\], target='update'\)", capsys.readouterr().out)
 
     def test_a_typo_is_named_with_what_there_is(self):
         with pytest.raises(Exception, match=r"'haed'.*'head'"):
