@@ -70,7 +70,7 @@ class Fit:
         self._announced_steps: set[Optimizer] = set()
         self._backwards = 0
         self._backwards_before: dict[Optimizer, int] = {}
-        self._means_before: dict[Optimizer, Means] = {}
+        self._means_before: dict[Optimizer, list[tuple[Plan, Means]]] = {}
         try:
             self.hook_optimizers()
         except BaseException:
@@ -107,7 +107,7 @@ class Fit:
         """Act in `on_before_optimizer_step`."""
         self._announced_steps.add(optimizer)
         if self._settings.target == "gradient":
-            self._recentre(optimizer, "gradient")
+            self._centralize_gradients(optimizer)
         elif optimizer not in self._hooks:
             raise MisconfigurationException(
                 f"GradientCentralization(target={self._settings.target!r}) has no hook on a {type(optimizer).__name__} "
@@ -125,7 +125,7 @@ class Fit:
                 f"{type(optimizer).__name__} does not have. Use target='gradient'."
             )
         if target == "clipped_gradient":
-            return after_closure(optimizer, self._when_active(partial(self._recentre, role="gradient")))
+            return after_closure(optimizer, self._when_active(self._centralize_gradients))
         if target == "update":
             return around_step(
                 optimizer, self._when_active(self._remember_means), self._when_active(self._restore_means)
@@ -139,27 +139,37 @@ class Fit:
 
         return act_if_active
 
-    def _recentre(self, optimizer: Optimizer, role: Role, to: Means | None = None) -> None:
+    def _centralize_gradients(self, optimizer: Optimizer) -> None:
         plan = self._planner.plan_for(optimizer)
         if not plan.store.entries:
             return
-        if self._logged.due():
-            measurement = plan.store.recentre_measured_(role, to)
-            moved = measurement is not None
-            if measurement is not None:
-                unscaled = self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
-                self._logged.log(plan, unscaled)
-        else:
-            moved = plan.store.recentre_(role, to)
-        if not moved and self._expects_gradients(optimizer, plan):
+        if not self._recentre(plan, optimizer, "gradient") and self._expects_gradients(optimizer, plan):
             self._remarks.on_no_gradients(plan.store)
         self._backwards_before[optimizer] = self._backwards
 
     def _remember_means(self, optimizer: Optimizer) -> None:
-        self._means_before[optimizer] = self._planner.plan_for(optimizer).store.means("weight")
+        plan = self._planner.plan_for(optimizer)
+        # A stack: where a subclass calls the step of its base, torch runs the hooks around both.
+        self._means_before.setdefault(optimizer, []).append((plan, plan.store.means("weight")))
 
     def _restore_means(self, optimizer: Optimizer) -> None:
-        self._recentre(optimizer, "weight", self._means_before.pop(optimizer))
+        if not self._means_before.get(optimizer):
+            self._remarks.on_closure_not_called(optimizer)
+            return
+        # With the plan of then: the optimizer may have been given more parameters since.
+        plan, means = self._means_before[optimizer].pop()
+        self._recentre(plan, optimizer, "weight", means)
+
+    def _recentre(self, plan: Plan, optimizer: Optimizer, role: Role, to: Means | None = None) -> bool:
+        if not self._logged.due(optimizer):
+            return plan.store.recentre_(role, to)
+        measurement = plan.store.recentre_measured_(role, to)
+        if measurement is None:
+            return False
+        self._logged.log(
+            optimizer, plan, self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
+        )
+        return True
 
     def _expects_gradients(self, optimizer: Optimizer, plan: Plan) -> bool:
         """Whether a backward ran since the optimizer's last step, through Lightning or past it."""

@@ -47,6 +47,14 @@ class Remarks:
             "`use_pl_optimizer=False`), or use target='clipped_gradient'.",
         )
 
+    def on_closure_not_called(self, optimizer: Optimizer) -> None:
+        """Warn that an optimizer changed the weights without calling the closure it was given."""
+        self._warn(
+            "closure",
+            f"{type(optimizer).__name__}.step() was given a closure and did not call it, so its update was not "
+            "centralized.",
+        )
+
     def on_no_gradients(self, store: Store) -> None:
         """Warn when none of the selected, trainable parameters had a gradient."""
         trainable = [entry.name for entry in store.entries if entry.parameter.requires_grad]

@@ -58,10 +58,11 @@ class TensorStore(Store):
             return self._centralize_gradients_()
         found = False
         for index, (parameter, dims, groups) in enumerate(self._layouts):
-            tensor = _writable(parameter, role)
+            target = None if to is None else to[index]
+            tensor = None if _is_unknown(to, index) else _writable(parameter, role)
             if tensor is not None:
                 found = True
-                recentre_(tensor, dims, groups, None if to is None else to[index])
+                recentre_(tensor, dims, groups, target)
         return found
 
     @torch.no_grad()
@@ -73,10 +74,10 @@ class TensorStore(Store):
             return self._measure(found)
         present, before, after, norms = [], [], [], []
         for index, (parameter, dims, groups) in enumerate(self._layouts):
-            tensor = _writable(parameter, role)
+            target = None if to is None else to[index]
+            tensor = None if _is_unknown(to, index) else _writable(parameter, role)
             if tensor is None:
                 continue
-            target = None if to is None else to[index]
             if role == "gradient":
                 norms.append(squared_norm(tensor))
             removed, left = _recentre_and_look_(tensor, dims, groups, target)
@@ -153,6 +154,11 @@ def _tensor(parameter: Tensor, role: Role) -> Tensor | None:
     if role == "gradient":
         return parameter.grad
     return parameter if parameter.requires_grad else None
+
+
+def _is_unknown(to: Means | None, index: int) -> bool:
+    """Whether there is no mean to move to: the parameter was frozen when the means were taken."""
+    return to is not None and to[index] is None
 
 
 def _writable(parameter: Tensor, role: Role) -> Tensor | None:
