@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -72,4 +73,9 @@ def largest_mean(tensors: Tensors, module: nn.Module) -> float:
 
 def largest_drift(before: Tensors, after: Tensors, module: nn.Module) -> float:
     """How far the mean of any weight vector moved."""
-    return largest_mean({name: after[name].double() - before[name].double() for name in after}, module)
+    return largest_mean({name: wide(after[name]) - wide(before[name]) for name in after}, module)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64 or complex128."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
