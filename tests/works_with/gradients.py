@@ -18,7 +18,9 @@ GRADIENTS = ("gradient", "clipped_gradient")
 
 def tokens(count: int = 6) -> DataLoader:
     """Every batch has the tokens 1, 2, 3 and 5, some of them twice, and no others."""
-    return DataLoader([(torch.tensor([1, 3, 3, 5, 2, 1]), torch.arange(6.0).double() + k) for k in range(count)], batch_size=None)
+    return DataLoader(
+        [(torch.tensor([1, 3, 3, 5, 2, 1]), torch.arange(6.0).double() + k) for k in range(count)], batch_size=None
+    )
 
 
 class Bag(Regression):
@@ -44,7 +46,9 @@ def sparse_adam(target: str) -> None:
     assert torch.equal(sparse.net.weight[untouched], recorder.weights[0]["net.weight"][untouched])
 
 
-@row(SECTION, "Sparse COO with repeated indices (not coalesced): `SGD` takes the steps that it takes on dense gradients")
+@row(
+    SECTION, "Sparse COO with repeated indices (not coalesced): `SGD` takes the steps that it takes on dense gradients"
+)
 def sparse_uncoalesced(target: str) -> None:
     sparse, dense = Bag(True, torch.optim.SGD, lr=0.02), Bag(False, torch.optim.SGD, lr=0.02)
     recorder = check(sparse, target, data=tokens())
@@ -55,7 +59,9 @@ def sparse_uncoalesced(target: str) -> None:
 
 @row(SECTION, "Gradients in `channels_last`, which a flattened view would silently copy")
 def channels_last(target: str) -> None:
-    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(3)))
+    net = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+    )
     with torch.no_grad():
         net(torch.zeros(1, 3, 6, 6))
     module = Regression(net.to(memory_format=torch.channels_last))

@@ -56,7 +56,7 @@ class Quantized(Regression):
 
     def __init__(self) -> None:
         super().__init__(seeded(lambda: nn.Linear(4, 3)))
-        integers = torch.arange(24, dtype=torch.int8).view(4, 6)
+        integers = (torch.arange(24) % 5 - 2).to(torch.int8).view(4, 6)
         self.integers = nn.Parameter(integers, requires_grad=False)
         self.scale = nn.Parameter(torch.full((4, 1), 0.01))
 

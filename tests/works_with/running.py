@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Regression(LightningModule):
     def __init__(self, net: nn.Module, optimizer: Any = torch.optim.SGD, **optimizer_arguments: Any) -> None:
         super().__init__()
         self.net = net
-        self._make = lambda parameters: optimizer(parameters, **{"lr": 0.1, **optimizer_arguments})
+        self._make = partial(optimizer, **{"lr": 0.1, **optimizer_arguments})
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         return (self.net(x) - y).abs().square().mean()
@@ -51,9 +52,7 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def train(
-    module: LightningModule, target: str | None, *callbacks: Any, data: DataLoader, **arguments: Any
-) -> Recorder:
+def train(module: LightningModule, target: str | None, *callbacks: Any, data: DataLoader, **arguments: Any) -> Recorder:
     """Train in float64 with the callback (none if `target` is None) and return what was recorded."""
     recorder = Recorder()
     gc = [GradientCentralization(target=target)] if target else []
