@@ -113,7 +113,7 @@ class GradientCentralization(Callback):
 
     @property
     def selection(self) -> Selection | None:
-        """During fit: which parameters are centralized, over which dims, and why the others are not."""
+        """Which parameters are centralized, over which dims, and why the others are not; None outside of fit."""
         return self._fit.selection if self._fit else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -79,7 +79,7 @@ class Selection(Sequence[Entry]):
 
     @property
     def assumed(self) -> list[Entry]:
-        """The centralized entries whose fan-in dims are assumed rather than known: check these."""
+        """The centralized entries to check, because their fan-in dims are assumed rather than known."""
         return [e for e in self.centralized if e.layout is not None and e.layout.source == "assumed"]
 
     def summary(self) -> str:
