@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_gc import GradientCentralization
+from lightning_gc import GradientCentralization, __version__
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -180,6 +180,17 @@ def test_every_code_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.Monk
     weights = [p.grad for p in reader.namespace["net"].parameters() if p.dim() > 1]
     assert len(weights) == 2
     assert all(grad.abs().max() > 0 and grad.mean(1).abs().max() < 1e-7 for grad in weights)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_within_the_repository_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert all(link.startswith("https://") or (ROOT / link).exists() for link in links), links
+
+
+def test_versions_agree() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_a_block_of_an_unknown_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
