@@ -145,8 +145,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "bad"), [*((name, float("inf")) for name in OPTIMIZERS), ("SGD", float("nan"))])
 @pytest.mark.parametrize("target", TARGETS)
 def test_overflow_skips_one_step_and_poisons_nothing(target: str, name: str, bad: float):
     module, recorder, plugin = Overflowing(bad, **OPTIMIZERS[name]), EachBatch(), with_scaler()
@@ -168,7 +167,7 @@ def test_overflow_skips_one_step_and_poisons_nothing(target: str, name: str, bad
         assert logged["gc/mean_post"] < 1e-6
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["SGD", "fused Adam"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_logged_values_do_not_depend_on_the_scale(target: str, name: str):
     """They are of the unscaled gradient, also where the optimizer unscales inside its step."""

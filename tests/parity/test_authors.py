@@ -106,7 +106,11 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+# What the others show in part: all of them run in CI.
+QUICK = {"SGD with Nesterov", "Adam, gc_loc=False, L2", "AdamW, gc_loc=False", "AdamW, gc_loc=True"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in QUICK else pytest.mark.slow) for c in CASES])
 def test_parity(case: str):
     authors, constants, module, optimizer, arguments, target = CASES[case]
     theirs = train(Plain(authors, **constants))
