@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_gc.metrics import GradientMeans
 from lightning_gc.selection import Selection, foreign_entry
-from lightning_gc.stores import Store, TensorStore
+from lightning_gc.stores import Store, tensor_store
 
 NO_OPTIMIZER = "in no optimizer"
 
@@ -95,7 +95,7 @@ class Planner:
         entries = [wanted[parameter] for parameter in parameters if parameter in wanted]
         names = [entry.name for entry in entries] if self._per_parameter else []
         # Every rank sees the same gradients, so there is nothing to sum over the ranks.
-        return Plan(parameters, TensorStore(entries), GradientMeans(names, sync_on_compute=False), prefix)
+        return Plan(parameters, tensor_store(entries), GradientMeans(names, sync_on_compute=False), prefix)
 
 
 def match_to_optimizers(selection: Selection, optimizers: Sequence[Optimizer], takes_foreign: bool) -> Selection:

@@ -1,0 +1,156 @@
+"""A store that gives the kernel all it can take, and leaves the rest to the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_gc.functional import is_dtensor
+from lightning_gc.kernels.launch import Batch, Outputs, Rows, as_rows, takes
+from lightning_gc.selection import Entry
+from lightning_gc.stores.base import Means, Measurement, Role, Store
+from lightning_gc.stores.tensors import TensorStore
+
+
+class FusedTensorStore(Store):
+    """:class:`TensorStore`, with at most two launches for each device and dtype.
+
+    Dense tensors whose weight vectors follow one another in memory go to the kernel; transposed
+    layers, sparse and sharded tensors, and dtypes other than float32, bfloat16 and float16 do not.
+    """
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = tuple(entries)
+        self._plans: dict[Role, _Plan] = {}
+
+    @torch.no_grad()
+    def means(self, role: Role) -> Means:
+        """See :meth:`Store.means`."""
+        tensors = self._tensors(role)
+        plan = self._plan(role, tensors)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for batch, indices in plan.batches:
+            outputs = batch(_pick(tensors, indices), write=False, means=True)
+            assert outputs is not None
+            for i, offset in zip(indices, batch.offsets, strict=True):
+                shape = self._means_shape(i)
+                found[i] = outputs.before[offset : offset + shape.numel()].view(shape)
+        for i, of_rest in zip(plan.rest_indices, plan.rest.means(role), strict=True):
+            found[i] = of_rest
+        return found
+
+    @torch.no_grad()
+    def recentre_(self, role: Role, to: Means | None = None) -> bool:
+        """See :meth:`Store.recentre_`."""
+        tensors = self._tensors(role)
+        plan = self._plan(role, tensors)
+        for batch, indices in plan.batches:
+            batch(_pick(tensors, indices), _goals(to, indices))
+        return plan.rest.recentre_(role, _some(to, plan.rest_indices)) or bool(plan.batches)
+
+    @torch.no_grad()
+    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
+        """See :meth:`Store.recentre_measured_`."""
+        tensors = self._tensors(role)
+        plan = self._plan(role, tensors)
+        found = [self._launch(role, tensors, batch, indices, to) for batch, indices in plan.batches]
+        of_rest = plan.rest.recentre_measured_(role, _some(to, plan.rest_indices))
+        if of_rest is not None:
+            found.append(self._of_all(of_rest, plan.rest_indices))
+        return _join(found) if found else None
+
+    def _launch(
+        self, role: Role, tensors: Sequence[Tensor | None], batch: Batch, indices: Sequence[int], to: Means | None
+    ) -> Measurement:
+        outputs = batch(_pick(tensors, indices), _goals(to, indices), measure=True)
+        assert isinstance(outputs, Outputs)
+        assert outputs.after is not None
+        assert outputs.squares is not None
+        fan_in, parameter = batch.described([self.entries[i].fan_in for i in indices], indices)
+        norm = None
+        if role == "gradient":
+            norm = outputs.squares.new_zeros(len(self.entries)).index_add_(0, parameter, outputs.squares)
+        return Measurement(outputs.before.abs(), outputs.after.abs(), fan_in, norm, parameter)
+
+    def _of_all(self, of_rest: Measurement, indices: Sequence[int]) -> Measurement:
+        """A measurement of the rest, with parameters numbered as all of them are."""
+        places = torch.tensor(indices, device=of_rest.parameter.device)
+        norm = of_rest.squared_norm
+        if norm is not None:
+            norm = norm.new_zeros(len(self.entries)).index_copy_(0, places, norm)
+        return of_rest._replace(squared_norm=norm, parameter=places[of_rest.parameter])
+
+    def _tensors(self, role: Role) -> list[Tensor | None]:
+        if role == "gradient":
+            return [entry.parameter.grad for entry in self.entries]
+        return [entry.parameter if entry.parameter.requires_grad else None for entry in self.entries]
+
+    def _plan(self, role: Role, tensors: Sequence[Tensor | None]) -> _Plan:
+        """The plan for tensors held like these, made anew when one is held differently than before."""
+        held = [None if t is None else (t.dtype, t.stride() if t.layout == torch.strided else None) for t in tensors]
+        plan = self._plans.get(role)
+        if plan is None or plan.held != held:
+            plan = self._plans[role] = _Plan(self.entries, tensors, held)
+        return plan
+
+    def _means_shape(self, index: int) -> torch.Size:
+        entry = self.entries[index]
+        assert entry.layout is not None
+        return torch.Size([1 if d in entry.layout.dims else s for d, s in enumerate(entry.shape)])
+
+
+class _Plan:
+    """Which tensors go to which batch, and which to the plain store."""
+
+    def __init__(self, entries: Sequence[Entry], tensors: Sequence[Tensor | None], held: Sequence[object]) -> None:
+        self.held = held
+        groups: dict[tuple[torch.device, torch.dtype], list[tuple[int, Rows]]] = {}
+        for i, (entry, tensor) in enumerate(zip(entries, tensors, strict=True)):
+            rows = None if tensor is None else _rows(entry, tensor)
+            if tensor is not None and rows is not None:
+                groups.setdefault((tensor.device, tensor.dtype), []).append((i, rows))
+        self.batches = [
+            (Batch(device, dtype, [rows for _, rows in group]), [i for i, _ in group])
+            for (device, dtype), group in groups.items()
+        ]
+        taken = {i for _, indices in self.batches for i in indices}
+        self.rest_indices = [i for i in range(len(entries)) if i not in taken]
+        self.rest = TensorStore([entries[i] for i in self.rest_indices])
+
+
+def _rows(entry: Entry, tensor: Tensor) -> Rows | None:
+    layout = entry.layout
+    if layout is None or tensor.layout != torch.strided or is_dtensor(tensor) or not takes(tensor.device, tensor.dtype):
+        return None
+    if (layout.groups > 1 and 0 in layout.dims) or tensor.shape != entry.shape:
+        return None
+    return as_rows(tensor.shape, tensor.stride(), layout.dims)
+
+
+def _pick(tensors: Sequence[Tensor | None], indices: Sequence[int]) -> list[Tensor]:
+    return [tensor for tensor in (tensors[i] for i in indices) if tensor is not None]
+
+
+def _some(to: Means | None, indices: Sequence[int]) -> Means | None:
+    return None if to is None else [to[i] for i in indices]
+
+
+def _goals(to: Means | None, indices: Sequence[int]) -> list[Tensor] | None:
+    if to is None:
+        return None
+    return [goal.to(torch.float32).contiguous() for goal in _pick(to, indices)]
+
+
+def _join(found: Sequence[Measurement]) -> Measurement:
+    """One measurement of several, on the device of the first."""
+    device = found[0].before.device
+    norms = [one.squared_norm.to(device) for one in found if one.squared_norm is not None]
+    return Measurement(
+        torch.cat([one.before.to(device) for one in found]),
+        torch.cat([one.after.to(device) for one in found]),
+        torch.cat([one.fan_in.to(device) for one in found]),
+        torch.stack(norms).sum(0) if norms else None,
+        torch.cat([one.parameter.to(device) for one in found]),
+    )
