@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import ParamSpec
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -19,7 +20,9 @@ from lightning_gc.plan import Plan, Planner
 from lightning_gc.remarks import Remarks, may_be_centralized
 from lightning_gc.selection import Selection, build_selection
 from lightning_gc.stores import Means, Role
-from lightning_gc.targets import OnStep, Target, after_closure, after_step, around_step
+from lightning_gc.targets import Target, after_closure, after_step, around_step
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -132,18 +135,18 @@ class Fit:
             )
         return after_step(optimizer, self._when_active(self._check_step_was_announced))
 
-    def _when_active(self, act: OnStep) -> OnStep:
-        def act_if_active(optimizer: Optimizer) -> None:
+    def _when_active(self, act: Callable[P, None]) -> Callable[P, None]:
+        def act_if_active(*args: P.args, **kwargs: P.kwargs) -> None:
             if self._is_active():
-                act(optimizer)
+                act(*args, **kwargs)
 
         return act_if_active
 
-    def _centralize_gradients(self, optimizer: Optimizer) -> None:
+    def _centralize_gradients(self, optimizer: Optimizer, first: bool = True) -> None:
         plan = self._planner.plan_for(optimizer)
         if not plan.store.entries:
             return
-        if not self._recentre(plan, optimizer, "gradient") and self._expects_gradients(optimizer, plan):
+        if not self._recentre(plan, optimizer, "gradient", logs=first) and self._expects_gradients(optimizer, plan):
             self._remarks.on_no_gradients(plan.store)
         self._backwards_before[optimizer] = self._backwards
 
@@ -152,23 +155,24 @@ class Fit:
         # A stack: where a subclass calls the step of its base, torch runs the hooks around both.
         self._means_before.setdefault(optimizer, []).append((plan, plan.store.means("weight")))
 
-    def _restore_means(self, optimizer: Optimizer) -> None:
+    def _restore_means(self, optimizer: Optimizer, first: bool) -> None:
         if not self._means_before.get(optimizer):
             self._remarks.on_closure_not_called(optimizer)
             return
         # With the plan of then: the optimizer may have been given more parameters since.
         plan, means = self._means_before[optimizer].pop()
-        self._recentre(plan, optimizer, "weight", means)
+        self._recentre(plan, optimizer, "weight", means, logs=first)
 
-    def _recentre(self, plan: Plan, optimizer: Optimizer, role: Role, to: Means | None = None) -> bool:
-        if not self._logged.due(optimizer):
+    def _recentre(
+        self, plan: Plan, optimizer: Optimizer, role: Role, to: Means | None = None, *, logs: bool = True
+    ) -> bool:
+        if not logs or not self._logged.due():
             return plan.store.recentre_(role, to)
         measurement = plan.store.recentre_measured_(role, to)
         if measurement is None:
             return False
-        self._logged.log(
-            optimizer, plan, self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
-        )
+        unscaled = self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
+        self._logged.log(plan, unscaled)
         return True
 
     def _expects_gradients(self, optimizer: Optimizer, plan: Plan) -> bool:

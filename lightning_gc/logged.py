@@ -23,24 +23,16 @@ class LoggedMeans:
         self._trainer = trainer
         self._module = module
         self._enabled = enabled and not trainer.barebones
-        self._logged_at: dict[Optimizer, int] = {}
 
-    def due(self, optimizer: Optimizer) -> bool:
-        """Whether the Trainer logs after the step that is being taken, and nothing was logged of it yet.
-
-        The first is what counts: LBFGS centralizes several times a step, and where a subclass calls the
-        step of its base, torch runs step hooks around both and the second finds nothing left to remove.
-        """
+    def due(self) -> bool:
+        """Whether the Trainer logs after the step that is being taken."""
         if not self._enabled:
             return False
         every: int = self._trainer.log_every_n_steps  # type: ignore[attr-defined]
-        done = steps_done(self._trainer)
-        logs_now = every > 0 and ((done + 1) % every == 0 or self._trainer.should_stop)
-        return logs_now and self._logged_at.get(optimizer) != done
+        return every > 0 and ((steps_done(self._trainer) + 1) % every == 0 or self._trainer.should_stop)
 
-    def log(self, optimizer: Optimizer, plan: Plan, measurement: Measurement) -> None:
+    def log(self, plan: Plan, measurement: Measurement) -> None:
         """Log the measurement of one step of one optimizer."""
-        self._logged_at[optimizer] = steps_done(self._trainer)
         means = plan.means.to(measurement.before.device)
         means.reset()
         means.update(*measurement)

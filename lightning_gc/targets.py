@@ -17,64 +17,84 @@ TARGETS: tuple[str, ...] = get_args(Target)
 
 OnStep = Callable[[Optimizer], None]
 
+OnNestedStep = Callable[[Optimizer, bool], None]
+"""Also whether it is the first call: where the step of a subclass calls that of its base, torch runs the hooks around
+both, and the second call finds what the first one left."""
 
-def after_closure(optimizer: Optimizer, act: OnStep) -> list[RemovableHandle]:
+
+def after_closure(optimizer: Optimizer, act: OnNestedStep) -> list[RemovableHandle]:
     """Call `act` where `optimizer` is about to use its gradients.
 
     That is after the closure, each time it is called: in Lightning it runs backward *and* clipping
     inside ``Optimizer.step``. Where the gradients are there already (with a gradient scaler, or in
     a step without a closure), it is at the start of the step.
     """
+    acted = False
+
+    def act_on_gradients() -> None:
+        nonlocal acted
+        act(optimizer, not acted)
+        acted = True
+
+    def renew(*_: Any) -> None:
+        nonlocal acted
+        acted = False
 
     def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _act_after_closure(args, kwargs, lambda: act(optimizer))
+        return _around_closure(args, kwargs, renew, act_on_gradients)
 
-    return [optimizer.register_step_pre_hook(before_step)]
+    return [optimizer.register_step_pre_hook(before_step), optimizer.register_step_post_hook(renew)]
 
 
-def around_step(optimizer: Optimizer, before: OnStep, after: OnStep) -> list[RemovableHandle]:
+def around_step(optimizer: Optimizer, before: OnStep, after: OnNestedStep) -> list[RemovableHandle]:
     """Call `before` and `after` around what ``optimizer.step`` does; neither where a scaler skips the step.
 
     `before` is called after the *first* call of the closure: what a training step or a hook does to the
     weights is not the optimizer's update.
     """
+    entered = False
 
     def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         called = False
 
         def before_once() -> None:
-            nonlocal called
+            nonlocal called, entered
             if not called:
-                called = True
+                called = entered = True
                 before(optimizer)
 
-        return _act_after_closure(args, kwargs, before_once)
+        return _around_closure(args, kwargs, lambda: None, before_once)
 
-    return [
-        optimizer.register_step_pre_hook(before_step),
-        optimizer.register_step_post_hook(lambda optimizer, args, kwargs: after(optimizer)),
-    ]
+    def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal entered
+        first, entered = entered, False
+        after(optimizer, first)
+
+    return [optimizer.register_step_pre_hook(before_step), optimizer.register_step_post_hook(after_step)]
 
 
-def _act_after_closure(args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None]) -> Any:
-    """Wrap the closure among the arguments of a step, to call `act` after it; without one, call it now.
+def _around_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], before: Callable[[], None], after: Callable[[], None]
+) -> Any:
+    """Wrap the closure among the arguments of a step between `before` and `after`; without one, call `after` now.
 
     Returns:
         What a step pre-hook returns: the new arguments, or None to leave them.
     """
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
-        act()
+        after()
         return None
 
-    def closure_then_act() -> Any:
+    def wrapped() -> Any:
+        before()
         result = closure()
-        act()
+        after()
         return result
 
     if "closure" in kwargs:
-        return args, {**kwargs, "closure": closure_then_act}
-    return (args[0], closure_then_act, *args[2:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
+    return (args[0], wrapped, *args[2:]), kwargs
 
 
 def after_step(optimizer: Optimizer, act: OnStep) -> list[RemovableHandle]:

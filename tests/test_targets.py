@@ -28,8 +28,8 @@ def optimizer(events):
 
 
 def noting(events, name):
-    def act(optimizer):
-        events.append((name, type(optimizer).__name__))
+    def act(optimizer, first=True):
+        events.append((name, type(optimizer).__name__) if first else (name, type(optimizer).__name__, "again"))
 
     return act
 
@@ -78,6 +78,63 @@ def test_around_step(optimizer, events):
     around_step(optimizer, noting(events, "before"), noting(events, "after"))
     optimizer.step()
     assert events == [("before", "Noted"), "step", ("after", "Noted")]
+
+
+class Inner(torch.optim.SGD):
+    pass
+
+
+class Outer(Inner):
+    """Its step calls the closure, and then the step of its base, around which torch runs the hooks too."""
+
+    def step(self, closure=None):
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        super().step()
+
+
+class OuterThatPassesTheClosureOn(Inner):
+    def step(self, closure=None):
+        super().step(closure)
+
+
+def nested_optimizer(kind):
+    parameter = nn.Parameter(torch.ones(2, 2))
+    Inner([parameter], lr=0.1)  # from the first Inner on, torch runs hooks around Inner.step
+    return kind([parameter], lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [Outer, OuterThatPassesTheClosureOn])
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_a_step_within_a_step_acts_again_and_says_so(kind, with_closure, events):
+    """In every step: what a step found must not depend on those before it."""
+    optimizer = nested_optimizer(kind)
+    act, noted = noting(events, "act"), []
+    after_closure(optimizer, act)
+    around_step(optimizer, lambda _: None, noting(noted, "after"))
+    after_step(optimizer, noting(noted, "once"))
+    for _ in range(3):
+        optimizer.step(*([lambda: None] if with_closure else []))
+    assert events == [("act", kind.__name__), ("act", kind.__name__, "again")] * 3
+    assert noted == [("after", kind.__name__), ("after", kind.__name__, "again"), ("once", kind.__name__)] * 3
+
+
+def test_after_a_step_that_raised_the_next_one_is_as_any_other(events):
+    class Raises(torch.optim.SGD):
+        fail = True
+
+        def step(self, closure=None):
+            if self.fail:
+                raise RuntimeError("on purpose")
+
+    optimizer = Raises([nn.Parameter(torch.ones(2, 2))], lr=0.1)
+    around_step(optimizer, noting(events, "before"), noting(events, "after"))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        optimizer.step()
+    optimizer.fail = False
+    optimizer.step()
+    assert events == [("before", "Raises"), ("before", "Raises"), ("after", "Raises")]
 
 
 def test_after_step(optimizer, events):
