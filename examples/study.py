@@ -297,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
             run_grid(make_grid(args.settings, args.arms, args.seeds, **changes), args.results, args.data)
         except FileNotFoundError as error:
             sys.exit(str(error))
-    write_report(args.results, settings=args.settings, arms=args.arms)
+    write_report(args.results, settings=args.settings, arms=args.arms, seeds=args.seeds)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette: also for readers who do not tell red from green.
 COLORS = {"none": "#000000", "gradient": "#0072B2", "update": "#D55E00", "convolutions": "#009E73", "head": "#CC79A7"}
@@ -38,14 +38,16 @@ def plot_training_loss(runs: dict[Any, dict[str, Any]], settings: Sequence[str],
             (shown[arm],) = axis.plot(epochs, curves.mean(0), color=COLORS[arm], linewidth=1.6)
         axis.set_title(name, fontsize=10)
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axis.yaxis.set_major_formatter(FormatStrFormatter("%.2g"))
-        axis.yaxis.set_minor_formatter(FormatStrFormatter("%.2g"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         axis.tick_params(axis="both", which="both", labelsize=7)
     for axis in figure.axes[len(names) :]:
         axis.set_visible(False)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("training loss", fontsize=9)
-    figure.legend(shown.values(), [LABELS[a] for a in shown], loc="outside upper center", ncols=4, fontsize=8)
+    figure.legend(shown.values(), [LABELS[a] for a in shown], loc="outside upper center", ncols=5, fontsize=8)
     return figure
 
 
@@ -87,34 +89,34 @@ def _forest(
         return None
     figure = Figure(figsize=(7.5, 0.8 + 0.42 * len(names)), layout="constrained")
     axis = figure.subplots()
-    for i, arm in enumerate(arms):
-        offset = (i - (len(arms) - 1) / 2) * 0.24
-        first = True
-        for y, name in enumerate(names):
-            c = by_place.get((name, arm))
-            if c is None or np.isnan(c.difference):
+    labelled: set[str] = set()
+    for y, name in enumerate(names):
+        here = [arm for arm in arms if (name, arm) in by_place]
+        for i, arm in enumerate(here):
+            c = by_place[name, arm]
+            if np.isnan(c.difference):
                 continue
-            error = [[c.difference - c.low], [c.high - c.difference]] if not np.isnan(c.low) else None
+            place = y + (i - (len(here) - 1) / 2) * 0.2
             axis.errorbar(
                 c.difference,
-                y + offset,
-                xerr=error,
+                place,
+                xerr=None if np.isnan(c.low) else [[c.difference - c.low], [c.high - c.difference]],
                 fmt="o",
                 color=COLORS[arm],
                 markersize=4,
                 capsize=2,
                 linewidth=1.2,
-                label=LABELS[arm] if first else None,
+                label=None if arm in labelled else LABELS[arm],
             )
-            first = False
+            labelled.add(arm)
             if totals and c.seeds < totals[name, arm]:
-                place = (c.difference if error is None else c.high, y + offset)
-                axis.annotate(f" ({c.seeds} of {totals[name, arm]})", place, fontsize=6, va="center")
+                end = (c.difference if np.isnan(c.low) else c.high, place)
+                axis.annotate(f"  ({c.seeds} of {totals[name, arm]})", end, fontsize=7, va="center")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel(label, fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,20 +56,23 @@ class Comparison:
     p_holm: float = math.nan
 
 
-def load_runs(folder: Path, settings: Sequence[str], arms: Sequence[str]) -> Runs:
-    """The runs in `folder`, with the metrics filled in."""
+def load_runs(folder: Path, settings: Sequence[str], arms: Sequence[str], seeds: int) -> tuple[Runs, list[str]]:
+    """The runs in `folder` of the arms that have all `seeds` seeds, with the metrics filled in; and the other arms."""
     runs: Runs = {}
     for file in sorted(folder.glob("*--*--seed*.json")):
         run = json.loads(file.read_text())
-        if run["name"] in settings and run["arm"] in arms:
+        if run["name"] in settings and run["arm"] in arms and run["seed"] < seeds:
             runs[run["name"], run["arm"], run["seed"]] = run
+    counts = Counter((name, arm) for name, arm, _ in runs)
+    incomplete = [f"{name}, {arm} ({n} of {seeds} seeds)" for (name, arm), n in counts.items() if n < seeds]
+    runs = {key: run for key, run in runs.items() if counts[key[:2]] == seeds}
     for (name, _, seed), run in runs.items():
         run["train_loss"] = run["train_losses"][-1]
         run["test_accuracy"] *= 100
         baseline = runs.get((name, "none", seed))
         goal = baseline["train_losses"][-1] if baseline else math.nan
         run["epochs_to_baseline"] = epochs_to_reach(run["train_losses"], goal)
-    return runs
+    return runs, incomplete
 
 
 def epochs_to_reach(losses: Sequence[float], goal: float) -> float:
@@ -83,15 +87,20 @@ def epochs_to_reach(losses: Sequence[float], goal: float) -> float:
 
 
 def compare(runs: Runs, setting: str, arm: str, metric: str) -> Comparison:
-    """The paired comparison of one arm with the arm without Gradient Centralization."""
+    """The paired comparison of one arm with the arm without Gradient Centralization.
+
+    Where a seed has no value (it never reached the goal), the means are of the others and nothing is tested: those
+    that are left were selected by the outcome.
+    """
     seeds = sorted(s for n, a, s in runs if (n, a) == (setting, arm) and (setting, "none", s) in runs)
     pairs = np.array([[runs[setting, a, s][metric] for a in ("none", arm)] for s in seeds]).reshape(-1, 2)
+    whole = len(pairs)
     pairs = pairs[~np.isnan(pairs).any(axis=1)]
     without, with_ = pairs.T
     mean = [float(x.mean()) if len(x) else math.nan for x in (without, with_, with_ - without)]
     sd = [float(x.std(ddof=1)) if len(x) > 1 else math.nan for x in (without, with_)]
     low = high = p = math.nan
-    if len(pairs) > 1 and np.ptp(with_ - without) > 0:
+    if len(pairs) == whole > 1 and np.ptp(with_ - without) > 0:
         test = stats.ttest_rel(with_, without)
         low, high = (float(x) for x in test.confidence_interval(0.95))
         p = float(test.pvalue)
@@ -127,11 +136,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def write_report(folder: Path, settings: Sequence[str], arms: Sequence[str]) -> None:
-    """Write results.csv, summary.csv, summary.md and the plots into `folder`; print the summary."""
-    runs = load_runs(folder, settings, arms)
+def write_report(folder: Path, settings: Sequence[str], arms: Sequence[str], seeds: int) -> None:
+    """Write results.csv, summary.csv, summary.md and the plots into `folder`; print the summary.
+
+    Arms that lack a seed are left out: what is quoted is of all `seeds` seeds.
+    """
+    runs, incomplete = load_runs(folder, settings, arms, seeds)
+    if incomplete:
+        print(f"not complete, and left out: {'; '.join(incomplete)}\n")
     if not runs:
-        print(f"no runs in {folder}")
+        print(f"no arm in {folder} has all of {seeds} seeds")
         return
     comparisons = compare_all(runs, settings, arms)
     columns = ["name", "arm", "seed", *METRICS, "removed_norm", "seconds", "cpu_seconds", "torch"]
@@ -166,10 +180,11 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
         digits = 1 if metric == "test_accuracy" else 2 if metric == "epochs_to_baseline" else 3
         for c in comparisons:
             if c.metric == metric:
+                interval = "" if math.isnan(c.low) else f" [{c.low:+.{digits + 1}f}, {c.high:+.{digits + 1}f}]"
                 lines.append(
                     f"| {c.setting} | {c.arm} | {c.seeds} | {c.without:.{digits}f} ({c.without_sd:.{digits}f}) "
-                    f"| {c.with_:.{digits}f} ({c.with_sd:.{digits}f}) | {c.difference:+.{digits + 1}f} "
-                    f"[{c.low:+.{digits + 1}f}, {c.high:+.{digits + 1}f}] | {_p(c.p)} | {_p(c.p_holm)} |"
+                    f"| {c.with_:.{digits}f} ({c.with_sd:.{digits}f}) | {c.difference:+.{digits + 1}f}{interval} "
+                    f"| {_p(c.p)} | {_p(c.p_holm)} |"
                 )
         lines.append("")
     return "\n".join(lines)

@@ -65,7 +65,9 @@ class Collect(Callback):
     def on_train_batch_end(self, trainer, *args) -> None:
         for name, value in trainer.callback_metrics.items():
             if name.startswith("gc/removed_norm/"):
-                self.values.setdefault(name.removeprefix("gc/removed_norm/net."), []).append(float(value))
+                self.values.setdefault(
+                    name.removeprefix("gc/removed_norm/net.").removeprefix("layers.layers.0."), []
+                ).append(float(value))
 
 
 def measure(net: nn.Module) -> dict[str, float]:
@@ -92,15 +94,15 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     matplotlib.rcParams["svg.hashsalt"] = "lightning-gc"
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.1), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for axis, (title, make) in zip(axes, {"a CNN": cnn, "a transformer, pre-norm": ByRows}.items(), strict=True):
         seed_everything(0)
         shares = measure(make())
         names = list(shares)
         axis.barh(range(len(names)), list(shares.values()), color="#0072B2")
         for i, value in enumerate(shares.values()):
-            axis.text(value + 0.01, i, f"{value:.2f}", va="center", fontsize=8)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+            axis.text(value + 0.01, i, f"{value:.2f}", va="center", fontsize=9)
+        axis.set_yticks(range(len(names)), names, fontsize=9)
         axis.invert_yaxis()
         axis.set(title=title, xlim=(0, 1.05), xlabel="removed_norm, mean over five epochs")
         print(title, {name: round(value, 3) for name, value in shares.items()})

@@ -105,6 +105,15 @@ class TestStatistics:
         runs |= {("s", "gradient", i): {"test_loss": i**2 * 1.0} for i in (1, 2, 7)}
         assert report.compare(runs, "s", "gradient", "test_loss").seeds == 2
 
+    def test_nothing_is_tested_where_a_seed_has_no_value(self):
+        runs = {("s", "none", i): {"epochs_to_baseline": 6.0 + i} for i in range(4)}
+        runs |= {("s", "gradient", i): {"epochs_to_baseline": x} for i, x in enumerate([4.0, 5.5, 4.5, math.nan])}
+        c = report.compare(runs, "s", "gradient", "epochs_to_baseline")
+        assert c.seeds == 3
+        assert c.difference == pytest.approx((-2 - 1.5 - 3.5) / 3)
+        assert math.isnan(c.p)
+        assert math.isnan(c.low)
+
 
 class TestDesign:
     @pytest.mark.parametrize(
@@ -169,7 +178,8 @@ class TestRun:
         assert not list(results.glob("*.partial"))
 
     def test_the_arms_differ(self, results):
-        runs = report.load_runs(results, ["sgd"], ["none", "gradient"])
+        runs, incomplete = report.load_runs(results, ["sgd"], ["none", "gradient"], 2)
+        assert not incomplete
         assert runs["sgd", "none", 0]["train_losses"] != runs["sgd", "gradient", 0]["train_losses"]
 
     def test_writes_tables_and_plots(self, results):
@@ -185,6 +195,12 @@ class TestRun:
         # Not even the data is needed.
         study.main(["--data", "/nowhere", "--results", str(results), "--seeds", "2", "--settings", "sgd"])
         assert "4 of them done already" in capsys.readouterr().out
+
+    def test_an_arm_that_lacks_a_seed_is_left_out(self, results, capsys):
+        study.main(["--results", str(results), "--seeds", "3", "--settings", "sgd", "--report-only"])
+        out = capsys.readouterr().out
+        assert "sgd, gradient (2 of 3 seeds)" in out
+        assert "| sgd" not in out
 
     def test_an_interrupted_run_is_trained_again(self, results, data, monkeypatch, capsys):
         (results / "sgd--none--seed1.json").rename(results / "sgd--none--seed1.partial")
