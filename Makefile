@@ -8,8 +8,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # DS_BUILD_OPS=0: DeepSpeed without its CUDA operations, which need a compiler.
 PIP = DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One thread: the tests are of small tensors, and more threads only wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread: the tests are of small tensors, and more threads only wait for each other. -rs: say what is skipped.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 # More arguments for pytest:  make test-slow ARGS="-k docs"
 ARGS =
 
