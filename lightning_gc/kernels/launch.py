@@ -50,6 +50,8 @@ def as_rows(shape: Sequence[int], strides: Sequence[int], dims: Sequence[int]) -
 
     The fan-in dims may be in any order in memory: a channels_last convolution is dense row by row.
     """
+    if 0 in shape:
+        return None
     expected = 1
     within = sorted((d for d in dims if shape[d] > 1), key=lambda d: strides[d])
     outer = [d for d in reversed(range(len(shape))) if d not in dims and shape[d] > 1]
@@ -62,7 +64,7 @@ def as_rows(shape: Sequence[int], strides: Sequence[int], dims: Sequence[int]) -
             length = expected
     rows = expected // length
     # The kernel counts rows in 32 bits.
-    return Rows(rows, length) if length > 1 and 0 < rows < 2**31 else None
+    return Rows(rows, length) if length > 1 and rows < 2**31 else None
 
 
 class Batch:

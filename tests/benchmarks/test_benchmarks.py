@@ -1,0 +1,102 @@
+"""The benchmarks run, and report what they measured. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import csv
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import sets, steps, timing
+from benchmarks.__main__ import main
+from benchmarks.contenders import AUTHORS, BARE, FLOOR, references
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.shapes import SETS, GradientSet, conv, linear
+from benchmarks.step import BETWEEN, OURS, PER_PARAMETER, TOTAL, in_trainer
+
+CPU = torch.device("cpu")
+SMALL = GradientSet("small", (linear(4, 6), conv(3, 2, 3), linear(4, 6)))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """One set and one network that take no time."""
+    network = Network(lambda: torch.nn.Linear(6, 3), lambda: (torch.randn(4, 6), torch.randint(3, (4,))), 2)
+    for table, value in ((SETS, lambda: SMALL), (NETWORKS, network)):
+        for name in table:
+            monkeypatch.setitem(table, name, value)
+
+
+def test_the_command_prints_tables_and_writes_csv_and_a_plot(small, tmp_path, capsys):
+    arguments = ["--sets", "tiny", "--networks", "small GPT, batch 16", "--seconds", "0", "--rounds", "7"]
+    main([*arguments, "--chunks", "1", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "threads: 1" in printed
+    assert f"torch {torch.__version__}" in printed
+    assert "| small | ours |" in printed
+    assert "| small GPT, batch 16 | 2 |" in printed
+    with (tmp_path / "sets-cpu.csv").open() as file:
+        rows = {row["contender"]: row for row in csv.DictReader(file)}
+    assert {FLOOR, AUTHORS, BARE, OURS, TOTAL, PER_PARAMETER, BETWEEN} <= rows.keys()
+    assert float(rows[AUTHORS]["ratio"]) == 1.0
+    assert rows[OURS]["elements"] == str(4 * 6 + 3 * 2 * 9 + 4 * 6)
+    assert (tmp_path / "steps-cpu.csv").exists()
+    assert (tmp_path / "sets-cpu.svg").read_text().startswith("<?xml")
+
+
+def test_every_contender_centralizes_all_but_the_floor(tmp_path):
+    checked = []
+
+    def measure(gradients, ours):
+        for name, call in (references(gradients) | ours).items():
+            if name.startswith("optax"):
+                continue  # has arrays of its own
+            torch.manual_seed(0)
+            for gradient, _ in gradients:
+                gradient.normal_(1)
+            before = [gradient.clone() for gradient, _ in gradients]
+            call()
+            for (gradient, dims), old in zip(gradients, before, strict=True):
+                expected = old if name == FLOOR else old - old.mean(dims, keepdim=True)
+                torch.testing.assert_close(gradient, expected)
+            checked.append(name)
+
+    in_trainer(SMALL, CPU, measure, tmp_path)
+    assert {FLOOR, AUTHORS, BARE, OURS, TOTAL, PER_PARAMETER, BETWEEN} <= set(checked)
+
+
+def test_extra_memory_is_what_torch_holds_at_once():
+    one, other = torch.zeros(1000), torch.zeros(1000)
+    assert timing.peak_extra_memory(lambda: one.add_(other), CPU) < 100
+    assert 4000 <= timing.peak_extra_memory(lambda: one.add_(other + 1), CPU) < 4500
+
+
+def test_contenders_take_turns():
+    calls: list[str] = []
+    contenders = {name: partial(calls.append, name) for name in "abc"}
+    times = iter(range(10_000))
+    samples = timing.interleave(contenders, rounds=9, seconds=0, sync=lambda: None, clock=lambda: float(next(times)))
+    assert [len(found) for found in samples.values()] == [7, 7, 7]
+    turns = calls[9:]  # three calls each to see how long they take
+    assert [sorted(turns[i : i + 6]) for i in range(0, len(turns), 6)] == [list("aabbcc")] * 7
+
+
+def test_ratios_are_of_the_same_round():
+    quartiles = timing.ratios([1.0, 4.0, 90.0], [2.0, 8.0, 180.0])
+    assert quartiles == timing.Quartiles(0.5, 0.5, 0.5)
+
+
+def test_steps_are_timed_with_and_without(small, tmp_path):
+    (row,) = steps.run(["ResNet-20, batch 64"], CPU, tmp_path, chunks=2, clock=timing.CLOCKS["wall"])
+    assert row["steps"] == 4
+    assert 0 < row["hook_us"] < row["with_us"]
+    assert row["hook_share"] == pytest.approx(row["hook_us"] / row["without_us"])
+
+
+def test_the_hooks_python_time_is_reported_for_small_sets():
+    rows = [
+        {"set": name, "over_bare_us": 50.0, "dtype": "float32", "elements": size}
+        for name, size in (("small", 10), ("large", 10**8))
+    ]
+    assert sets.python_time(rows) == ["- small: the hook takes 50 µs more than its arithmetic in a bare loop"]
