@@ -104,10 +104,12 @@ def _callbacks(
     def contender(callback: GradientCentralization, every: int) -> Contender:
         def call() -> None:
             trainer.log_every_n_steps = every
+            trainer.fit_loop.epoch_loop._batches_that_stepped += 1  # each call is a step of its own: it logs again
             callback.on_before_optimizer_step(trainer, module, optimizer)
 
         return call
 
+    counted = trainer.fit_loop.epoch_loop._batches_that_stepped
     for callback in callbacks.values():
         callback.on_fit_start(trainer, module)
     contenders = {name: contender(callback, 1) for name, callback in callbacks.items()}
@@ -115,6 +117,7 @@ def _callbacks(
     try:
         yield contenders
     finally:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = counted
         for callback in callbacks.values():
             callback.teardown(trainer, module, "fit")
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
 from benchmarks import sets, steps, timing
 from benchmarks.__main__ import main
@@ -96,7 +97,35 @@ def test_steps_are_timed_with_and_without(small, tmp_path):
 
 def test_the_hooks_python_time_is_reported_for_small_sets():
     rows = [
-        {"set": name, "over_bare_us": 50.0, "dtype": "float32", "elements": size}
+        {
+            "set": name,
+            "contender": contender,
+            "over_bare_us": 50.0 if contender == OURS else None,
+            "fastest_us": 140.0 if contender == OURS else 100.0,
+            "dtype": "float32",
+            "elements": size,
+        }
         for name, size in (("small", 10), ("large", 10**8))
+        for contender in (BARE, OURS)
     ]
-    assert sets.python_time(rows) == ["- small: the hook takes 50 µs more than its arithmetic in a bare loop"]
+    (line,) = sets.python_time(rows)
+    assert line.startswith("- small: the hook takes 50 µs more")
+    assert "40 µs" in line
+
+
+@pytest.mark.parametrize(("name", "logged"), [(OURS, 0), (TOTAL, 3), (PER_PARAMETER, 9), (BETWEEN, 0)])
+def test_every_call_of_a_contender_is_a_step(tmp_path, monkeypatch, name, logged):
+    names = []
+    log_dict = LightningModule.log_dict
+    monkeypatch.setattr(
+        LightningModule,
+        "log_dict",
+        lambda self, values, **kw: (names.append(list(values)), log_dict(self, values, **kw)),
+    )
+
+    def measure(gradients, ours):
+        for _ in range(2):
+            ours[name]()
+
+    in_trainer(GradientSet("two", (linear(4, 6), linear(3, 5))), CPU, measure, tmp_path)
+    assert [len(of_step) for of_step in names] == ([logged] * 2 if logged else [])

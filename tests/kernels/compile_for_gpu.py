@@ -11,6 +11,7 @@ from pathlib import Path
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from lightning_gc.kernels.rows import centralize_rows
@@ -47,7 +48,7 @@ def compiled(capability: int, aligned: bool, measure: bool = False, dtype: objec
 
 def main(capability: int) -> None:
     """Print a line for each variant: vector loads, registers, and bytes spilled."""
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    assembler = get_ptxas(capability).path
     for aligned in (True, False):
         ptx = compiled(capability, aligned)
         target = re.search(r"\.target (\S+)", ptx)[1]
