@@ -14,7 +14,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "study"]  # what study.md includes
 nitpicky = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]

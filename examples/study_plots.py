@@ -112,6 +112,7 @@ def _forest(
             if totals and c.seeds < totals[name, arm]:
                 end = (c.difference if np.isnan(c.low) else c.high, place)
                 axis.annotate(f"  ({c.seeds} of {totals[name, arm]})", end, fontsize=7, va="center")
+    axis.margins(x=0.1)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from study_plots import plot_epochs_to_baseline, plot_test_accuracy, plot_training_loss
+from study_plots import LABELS, plot_epochs_to_baseline, plot_test_accuracy, plot_training_loss
 
 Run = dict[str, Any]
 Runs = dict[tuple[str, str, int], Run]  # by setting, arm and seed
@@ -24,6 +24,7 @@ METRICS = {
     "test_loss": "test loss",
     "epochs_to_baseline": "epochs to the last training loss of the arm without",
 }
+DIGITS = {"train_loss": 3, "test_accuracy": 1, "test_loss": 3, "epochs_to_baseline": 2}
 
 
 @dataclass
@@ -153,7 +154,14 @@ def write_report(folder: Path, settings: Sequence[str], arms: Sequence[str], see
     _write_csv(folder / "results.csv", rows)
     if comparisons:
         _write_csv(folder / "summary.csv", [asdict(c) for c in comparisons])
-    table = as_markdown(comparisons)
+    table = "\n".join(
+        [
+            *(overview(comparisons, arm) for arm in arms if arm != "none"),
+            "<!-- details -->",
+            "",
+            as_markdown(comparisons),
+        ]
+    )
     (folder / "summary.md").write_text(table)
     print(table)
     plots = {
@@ -167,6 +175,30 @@ def write_report(folder: Path, settings: Sequence[str], arms: Sequence[str], see
     print(f"results.csv, summary.csv, summary.md and the plots are in {folder}")
 
 
+def overview(comparisons: Sequence[Comparison], arm: str) -> str:
+    """All settings of an arm in one table: the means without and with, bold where they differ significantly."""
+    cells = {(c.setting, c.metric): c for c in comparisons if c.arm == arm}
+    settings = list(dict.fromkeys(setting for setting, _ in cells))
+    if not settings:
+        return ""
+    lines = [
+        f"### {LABELS[arm]}",
+        "",
+        "| setting | training loss | epochs to reach it | test accuracy | test loss |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for setting in settings:
+        row = [setting]
+        for metric in ("train_loss", "epochs_to_baseline", "test_accuracy", "test_loss"):
+            c = cells[setting, metric]
+            text = f"{c.without:.{DIGITS[metric]}f} → {c.with_:.{DIGITS[metric]}f}"
+            if metric == "epochs_to_baseline" and c.seeds < cells[setting, "train_loss"].seeds:
+                text = f"reached by {c.seeds} of {cells[setting, 'train_loss'].seeds} seeds"
+            row.append(f"**{text}**" if c.p_holm < 0.05 else text)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, ""])
+
+
 def as_markdown(comparisons: Sequence[Comparison]) -> str:
     """One table for each metric."""
     lines = []
@@ -177,7 +209,7 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
             "| setting | arm | seeds | without (sd) | with (sd) | difference [95% CI] | p | p, Holm |",
             "| --- | --- | --: | --: | --: | --: | --: | --: |",
         ]
-        digits = 1 if metric == "test_accuracy" else 2 if metric == "epochs_to_baseline" else 3
+        digits = DIGITS[metric]
         for c in comparisons:
             if c.metric == metric:
                 interval = "" if math.isnan(c.low) else f" [{c.low:+.{digits + 1}f}, {c.high:+.{digits + 1}f}]"
