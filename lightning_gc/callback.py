@@ -119,7 +119,7 @@ class GradientCentralization(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before anything is trained, a strategy whose gradients cannot be seen."""
         if stage == "fit":
-            check_strategy(trainer)
+            check_strategy(trainer, self._settings.target)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select the parameters, print one line about it, and put the target's hooks in place."""

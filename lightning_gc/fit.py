@@ -19,7 +19,8 @@ from lightning_gc.places import Filter
 from lightning_gc.plan import Plan, Planner
 from lightning_gc.remarks import Remarks, may_be_centralized
 from lightning_gc.selection import Selection, build_selection
-from lightning_gc.stores import Means, Role
+from lightning_gc.stores import Engine, Means, Role
+from lightning_gc.strategies import find_engine
 from lightning_gc.targets import Target, after_closure, after_step, around_step
 
 P = ParamSpec("P")
@@ -58,11 +59,14 @@ class Fit:
         self._settings = settings
         self._trainer = trainer
         self._is_active = is_active
+        self._engine = engine = find_engine(trainer.strategy)(trainer.strategy)
         self._remarks = Remarks()
-        self._logged = LoggedMeans(trainer, module, enabled=settings.log_means != "off")
+        self._logged = LoggedMeans(trainer, module, engine, enabled=settings.log_means != "off")
         self._planner = Planner(
-            partial(_build_selection, module, settings),
+            partial(_build_selection, module, settings, engine),
             lambda: trainer.optimizers,
+            held_by=engine.held_by,
+            make_store=engine.make_store,
             takes_foreign=not settings.include,
             prefix=settings.log_prefix,
             per_parameter=settings.log_means == "per_parameter",
@@ -108,6 +112,8 @@ class Fit:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Act in `on_before_optimizer_step`."""
+        if not self._engine.steps_now():
+            return
         self._announced_steps.add(optimizer)
         if self._settings.target == "gradient":
             self._centralize_gradients(optimizer)
@@ -196,9 +202,10 @@ class Fit:
         self._announced_steps.discard(optimizer)
 
 
-def _build_selection(module: LightningModule, settings: Settings) -> Selection:
+def _build_selection(module: LightningModule, settings: Settings, engine: Engine) -> Selection:
     """Select anew; in the middle of a fit too, where the optimizers changed or a lazy shape became known."""
     try:
-        return build_selection(module, settings.include, settings.exclude, settings.fan_in_dims)
+        filters = (settings.include, settings.exclude, settings.fan_in_dims)
+        return build_selection(module, *filters, engine.shape_of, engine.parameters_in)
     except ValueError as error:
         raise MisconfigurationException(f"GradientCentralization: {error}") from error

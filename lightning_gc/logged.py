@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_gc.plan import Plan
-from lightning_gc.stores import Measurement
+from lightning_gc.stores import Engine, Measurement
 
 
 class LoggedMeans:
@@ -16,11 +16,13 @@ class LoggedMeans:
     Args:
         trainer: The Trainer of the fit.
         module: Its LightningModule, through which is logged.
+        engine: How the strategy holds gradients.
         enabled: Whether anything is logged at all.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, enabled: bool) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, engine: Engine, enabled: bool) -> None:
         self._trainer = trainer
+        self._engine = engine
         self._module = module
         self._enabled = enabled and not trainer.barebones
 
@@ -36,16 +38,19 @@ class LoggedMeans:
         means = plan.means.to(measurement.before.device)
         means.reset()
         means.update(*measurement)
+        plan.store.sum_over_ranks_([getattr(means, name) for name in means.metric_state])
         values = {f"{plan.prefix}/{name}": value for name, value in means.compute().items()}
         # The batch size is of no use to a value of one step, but Lightning asks for it with `dataloader_iter`.
         self._module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     def unscaled(self, optimizer: Optimizer, measurement: Measurement) -> Measurement:
-        """Undo the loss scale that a fused optimizer undoes inside its step only."""
+        """Undo the loss scale that a fused optimizer, or an engine, undoes inside its step only."""
         scaler = getattr(self._trainer.precision_plugin, "scaler", None)
-        if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        scale = self._engine.gradient_scale(optimizer)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scale = scaler.scale(torch.ones((), device=measurement.before.device))
+        if scale is None:
             return measurement
-        scale = scaler.scale(torch.ones((), device=measurement.before.device))
         norm = measurement.squared_norm
         return measurement._replace(
             before=measurement.before / scale,

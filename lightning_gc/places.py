@@ -7,7 +7,7 @@ that wrappers (compilation, activation checkpointing, FSDP, precision) put in.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -79,12 +79,23 @@ class Place:
         yield from (name for name, _ in self.around if name)
 
 
-def places(module: nn.Module) -> dict[nn.Parameter, list[Place]]:
-    """Every parameter of a module with all the places it stands in, in order of registration."""
+ParametersIn = Callable[[nn.Module], Mapping[str, "nn.Parameter | None"]]
+
+
+def own_parameters(owner: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """The parameters that stand in a module itself, by name."""
+    return owner._parameters
+
+
+def places(module: nn.Module, parameters_in: ParametersIn = own_parameters) -> dict[nn.Parameter, list[Place]]:
+    """Every parameter of a module with all the places it stands in, in order of registration.
+
+    `parameters_in` tells what stands in one module, where a strategy has put something else there.
+    """
     found: dict[nn.Parameter, list[Place]] = {}
     modules = dict(module.named_modules(remove_duplicate=False))
     for path, owner in modules.items():
-        for attribute, parameter in owner._parameters.items():
+        for attribute, parameter in parameters_in(owner).items():
             if parameter is not None:
                 found.setdefault(parameter, []).append(_place(modules, path, owner, attribute))
     return found

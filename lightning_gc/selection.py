@@ -14,8 +14,11 @@ from torch.nn.parameter import UninitializedParameter
 from lightning_gc.dims import fan_in_of, resolve_dims
 from lightning_gc.filters import FanInDims, FilterArgument, check_entry_matches, parse_fan_in_dims, parse_filters
 from lightning_gc.layouts import Layout, LeftAlone, eligible, find_layout, is_magnitude
-from lightning_gc.places import Filter, Place, places
+from lightning_gc.places import Filter, ParametersIn, Place, own_parameters, places
 from lightning_gc.table import format_table
+
+ShapeOf = Callable[[nn.Parameter], torch.Size]
+ShapesIn = Callable[[nn.Module], list[torch.Size]]
 
 FROZEN = "frozen: it requires no gradient"
 
@@ -155,10 +158,19 @@ def build_selection(
     include: tuple[Filter, ...],
     exclude: tuple[Filter, ...],
     fan_in_dims: FanInDims,
-    shape_of: Callable[[nn.Parameter], torch.Size] = lambda parameter: parameter.shape,
+    shape_of: ShapeOf = lambda parameter: parameter.shape,
+    parameters_in: ParametersIn = own_parameters,
 ) -> Selection:
-    """:func:`select` on parsed arguments; `shape_of` gives the whole shape of a sharded parameter."""
-    standing = places(module)
+    """:func:`select` on parsed arguments.
+
+    For parameters that a strategy shards, `shape_of` gives the whole shape, and `parameters_in` what
+    stands in a module where the strategy has put something else there.
+    """
+
+    def shapes_in(owner: nn.Module) -> list[torch.Size]:
+        return [shape_of(parameter) for parameter in parameters_in(owner).values() if parameter is not None]
+
+    standing = places(module, parameters_in)
     everything = [place for found in standing.values() for place in found]
     globs = tuple(glob for glob, _ in fan_in_dims)
     for argument, filters in (("include", include), ("exclude", exclude), ("fan_in_dims", globs)):
@@ -170,7 +182,7 @@ def build_selection(
             entries.append(Entry(found[0].name, parameter, torch.Size(), reason="lazy: not initialised yet"))
             continue
         shape = shape_of(parameter)
-        judged = _judge(parameter, shape, found, fan_in_dims)
+        judged = _judge(parameter, shape, found, fan_in_dims, shapes_in)
         entries.append(_entry(found[0].name, parameter, shape, judged, _filtered_out(found, include, exclude)))
     return Selection(entries)
 
@@ -184,7 +196,7 @@ def foreign_entry(name: str, parameter: nn.Parameter) -> Entry:
 
 
 def _judge(
-    parameter: nn.Parameter, shape: torch.Size, found: Sequence[Place], fan_in_dims: FanInDims
+    parameter: nn.Parameter, shape: torch.Size, found: Sequence[Place], fan_in_dims: FanInDims, shapes_in: ShapesIn
 ) -> Layout | LeftAlone:
     if not (parameter.is_floating_point() or parameter.is_complex()):
         return LeftAlone(f"{parameter.dtype} is not floating point or complex")
@@ -197,16 +209,15 @@ def _judge(
                     f"fan_in_dims[{glob!r}] for {found[0].name!r}: {error} Correct the dims, or narrow the glob."
                 ) from None
             return eligible(layout, shape)
-    judged = [_judge_place(shape, place) for place in found]
+    judged = [_judge_place(shape, place, shapes_in) for place in found]
     # A tied parameter is what the best-known of its layers says it is.
     return min(judged, key=lambda j: j.assumed if isinstance(j, LeftAlone) else j.source == "assumed")
 
 
-def _judge_place(shape: torch.Size, place: Place) -> Layout | LeftAlone:
-    if place.parametrization is not None:
-        originals = [p.shape for p in place.parametrization._parameters.values() if p is not None]
-        if is_magnitude(shape, max(originals, key=math.prod)):
-            return LeftAlone("magnitude of a normalised weight")
+def _judge_place(shape: torch.Size, place: Place, shapes_in: ShapesIn) -> Layout | LeftAlone:
+    around = place.parametrization
+    if around is not None and is_magnitude(shape, max(shapes_in(around), key=math.prod)):
+        return LeftAlone("magnitude of a normalised weight")
     return find_layout(place.owner, place.attribute, shape)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lightning_gc.selection import Entry
@@ -46,6 +47,14 @@ class Store(ABC):
         """:meth:`recentre_`, and what it removed; None if there was nothing to move.
 
         The norms, one more read of every element, are those of the gradients; weights come without.
+        Where ranks hold different elements, this is what one rank is to account for: what all ranks
+        measured, added up, is that of one process (:meth:`sum_over_ranks_`), and it is never None.
+        """
+
+    def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:  # noqa: B027
+        """Add up, in place, sums of the measurements of all ranks, where each measured only a part.
+
+        Nothing to do where every rank measures everything. Else all ranks must call this alike.
         """
 
 
@@ -75,3 +84,23 @@ def concatenate(
         norm,
         spread(present),
     )
+
+
+def join(parts: Sequence[Measurement], device: torch.device) -> Measurement:
+    """One measurement of the weight vectors of several, which may be none, without norms."""
+    none, no_numbers = torch.zeros(0, device=device), torch.zeros(0, device=device, dtype=torch.int64)
+    return Measurement(
+        before=torch.cat([none, *(part.before.to(device) for part in parts)]),
+        after=torch.cat([none, *(part.after.to(device) for part in parts)]),
+        fan_in=torch.cat([no_numbers, *(part.fan_in.to(device) for part in parts)]),
+        squared_norm=None,
+        parameter=torch.cat([no_numbers, *(part.parameter.to(device) for part in parts)]),
+    )
+
+
+def add_up_(sums: Sequence[Tensor]) -> None:
+    """Replace each tensor by its sum over all ranks, with one all-reduce."""
+    packed = torch.cat([tensor.flatten() for tensor in sums])
+    dist.all_reduce(packed)
+    for tensor, summed in zip(sums, torch.split(packed, [tensor.numel() for tensor in sums]), strict=True):
+        tensor.copy_(summed.view_as(tensor))

@@ -1,0 +1,60 @@
+"""Parameters that are held in different ways, as one store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_gc.selection import Entry
+from lightning_gc.stores.base import Means, Measurement, Role, Store, add_up_, join
+from lightning_gc.stores.tensors import TensorStore
+
+
+class MixedStore(Store):
+    """Several stores as one, with the entries in their own order. At least one of them is sharded."""
+
+    def __init__(self, entries: Sequence[Entry], parts: Sequence[Store], device: torch.device) -> None:
+        self.entries = tuple(entries)
+        self._device = device
+        position = {id(entry): index for index, entry in enumerate(self.entries)}
+        self._parts = [(part, [position[id(entry)] for entry in part.entries]) for part in parts]
+        self._indices = [torch.tensor(indices, device=device) for _, indices in self._parts]
+
+    def means(self, role: Role) -> Means:
+        """See :meth:`Store.means`."""
+        found: list[Tensor | None] = [None] * len(self.entries)
+        for part, indices in self._parts:
+            for index, means in zip(indices, part.means(role), strict=True):
+                found[index] = means
+        return found
+
+    def recentre_(self, role: Role, to: Means | None = None) -> bool:
+        """See :meth:`Store.recentre_`."""
+        # All of them, whatever the first finds: the other ranks may wait.
+        moved = [part.recentre_(role, self._of(to, indices)) for part, indices in self._parts]
+        return any(moved)
+
+    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
+        """See :meth:`Store.recentre_measured_`: never None, since other ranks may have measured something."""
+        found = [part.recentre_measured_(role, self._of(to, indices)) for part, indices in self._parts]
+        parts = []
+        norm = torch.zeros(len(self.entries), device=self._device)
+        for (part, _), indices, measurement in zip(self._parts, self._indices, found, strict=True):
+            # Tensors that every rank holds whole are measured on each of them; one accounts for them.
+            if measurement is None or (isinstance(part, TensorStore) and dist.get_rank() != 0):
+                continue
+            parts.append(measurement._replace(parameter=indices[measurement.parameter]))
+            if measurement.squared_norm is not None:
+                norm.index_copy_(0, indices, measurement.squared_norm.to(norm))
+        return join(parts, self._device)._replace(squared_norm=norm if role == "gradient" else None)
+
+    def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
+        """See :meth:`Store.sum_over_ranks_`."""
+        add_up_(sums)
+
+    @staticmethod
+    def _of(means: Means | None, indices: Sequence[int]) -> Means | None:
+        return None if means is None else [means[index] for index in indices]
