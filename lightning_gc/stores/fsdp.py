@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Role, Store
 from lightning_gc.stores.engines import Engine
-from lightning_gc.stores.fragments import Fragment, FragmentStore, spans_of_chunks
+from lightning_gc.stores.fragments import Fragment, FragmentPiece, spans_of_chunks
 from lightning_gc.stores.mixed import MixedStore
+from lightning_gc.stores.sharded import ShardedStore
 from lightning_gc.stores.tensors import TensorStore
 from lightning_gc.targets import Target
 
@@ -87,7 +88,7 @@ class FSDPEngine(Engine):
         cut = [entry for entry in entries if entry.parameter in self._flattened]
         if not cut:
             return TensorStore(entries)
-        fragments = FragmentStore([self._fragment(entry) for entry in cut])
+        fragments = ShardedStore([FragmentPiece(self._fragment(entry)) for entry in cut])
         whole = [entry for entry in entries if entry.parameter not in self._flattened]
         parts = [fragments, TensorStore(whole)] if whole else [fragments]
         return MixedStore(entries, parts, self.strategy.root_device)
