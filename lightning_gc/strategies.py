@@ -14,6 +14,7 @@ from lightning_gc.targets import Target
 # By name, not by class: `pytorch_lightning` has classes of its own, and imports of some fail without their backend.
 # The first that a strategy is decides: DeepSpeedStrategy is a DDPStrategy.
 _ENGINES = {
+    "DeepSpeedStrategy": "lightning_gc.stores.deepspeed.DeepSpeedEngine",
     "ModelParallelStrategy": "lightning_gc.stores.dtensor.DTensorEngine",
     "FSDPStrategy": "lightning_gc.stores.fsdp.FSDPEngine",
     "SingleDeviceStrategy": "lightning_gc.stores.engines.Engine",

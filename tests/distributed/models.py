@@ -91,6 +91,7 @@ class Model(LightningModule):
             torch.manual_seed(3)
             self.net = net()
         self._optimizer = optimizer
+        self.loss_factor = 1.0
         self.logged: list[dict[str, float]] = []
 
     def train_dataloader(self) -> DataLoader:
@@ -100,7 +101,7 @@ class Model(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         images, tokens, labels = batch
-        return F.cross_entropy(self.net(images, tokens).float(), labels)
+        return self.loss_factor * F.cross_entropy(self.net(images, tokens).float(), labels)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         values = {name: value.item() for name, value in self.trainer.callback_metrics.items() if name.startswith("gc/")}
