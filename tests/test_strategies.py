@@ -6,10 +6,17 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 
 from lightning_gc import GradientCentralization
-from lightning_gc.strategies import check_strategy
+from lightning_gc.strategies import check_strategy, find_engine
 from tests.models import Classifier, fit, image_batches, trainer_kwargs
 
 
@@ -44,7 +51,7 @@ def test_an_unknown_strategy_is_refused_before_anything_is_trained():
         def configure_optimizers(self):
             raise AssertionError("the error came too late")
 
-    said = r"EngineStrategy .*single device or with a `ddp` strategy, or remove the callback"
+    said = r"EngineStrategy .*single device or with a `ddp`, .*remove the callback"
     with pytest.raises(MisconfigurationException, match=said):
         fit(Untouched(), GradientCentralization(), strategy=EngineStrategy(CPUAccelerator()), accelerator="auto")
 
@@ -80,12 +87,47 @@ def test_pytorch_lightning():
         torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=0)
 
 
+def deepspeed_with(precision="32-true", **zero):
+    """As much of the strategy as there is at `setup`, without the package deepspeed."""
+    strategy = object.__new__(DeepSpeedStrategy)
+    strategy.config = {"zero_optimization": zero} if zero else {}
+    strategy._precision_plugin = Precision()
+    strategy._precision_plugin.precision = precision
+    return strategy
+
+
+class TrainerWith:
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+
 def test_deepspeed_is_no_ddp_although_it_derives_from_it():
-    deepspeed = pytest.importorskip("lightning.pytorch.strategies.deepspeed")
+    assert isinstance(deepspeed_with(), DDPStrategy)
+    assert find_engine(deepspeed_with()).__name__ == "DeepSpeedEngine"
 
-    class Mine:
-        strategy = object.__new__(deepspeed.DeepSpeedStrategy)
 
-    assert isinstance(Mine.strategy, DDPStrategy)
-    with pytest.raises(MisconfigurationException, match="DeepSpeedStrategy holds gradients"):
-        check_strategy(Mine())
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+def test_deepspeed_without_zero_steps_a_torch_optimizer(target):
+    check_strategy(TrainerWith(deepspeed_with()), target)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "target", "said"),
+    [
+        (deepspeed_with(stage=1), "clipped_gradient", "ZeRO 1 clips gradients inside its own step"),
+        (deepspeed_with(stage=3), "update", "ZeRO 3 updates partitions of its own copy"),
+        (deepspeed_with(stage=2, offload_optimizer={"device": "cpu"}), "gradient", "`offload_optimizer`"),
+        (deepspeed_with(stage=3, offload_param={"device": "nvme"}), "gradient", "`offload_param`"),
+        (deepspeed_with(precision="bf16-mixed"), "gradient", "precision='bf16-mixed' needs ZeRO"),
+        (FSDPStrategy(cpu_offload=True), "gradient", "CPU offload of FSDP"),
+    ],
+)
+def test_what_an_engine_leaves_no_place_for_is_refused(strategy, target, said):
+    with pytest.raises(MisconfigurationException, match=said):
+        check_strategy(TrainerWith(strategy), target)
+
+
+@pytest.mark.parametrize("device", ["none", None])
+def test_an_offload_that_is_switched_off_is_none(device):
+    offload = {"device": device} if device else None
+    check_strategy(TrainerWith(deepspeed_with(stage=2, offload_optimizer=offload)), "gradient")

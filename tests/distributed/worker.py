@@ -44,7 +44,7 @@ def main(module: str, rank: int, world_size: int, directory: str, *wanted: str) 
         CUDA_VISIBLE_DEVICES="",
     )
     store = f"file://{directory}/store"
-    dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", store, timedelta(seconds=180), rank=rank, world_size=world_size)
     results = {}
     for name in names:
         start = time.perf_counter()
