@@ -55,7 +55,7 @@ def _shard(net: nn.Module, mesh: Any) -> None:
     fully_shard(net, mesh=mesh)
 
 
-def tensor_parallel(net: nn.Module, mesh: Any) -> None:
+def tensor_parallel(net: nn.Module, mesh: Any, without: Sequence[str] = ()) -> None:
     """Rows and columns, also fewer of them than ranks; convolutions and tied layers stay as they are."""
     plan = {
         "first.linear": ColwiseParallel(output_layouts=Replicate()),
@@ -64,15 +64,13 @@ def tensor_parallel(net: nn.Module, mesh: Any) -> None:
         "head": RowwiseParallel(input_layouts=Replicate()),
         "embedding": ColwiseParallel(output_layouts=Replicate()),
     }
-    parallelize_module(net, mesh["tensor_parallel"], plan)
+    kept = {name: style for name, style in plan.items() if name not in without}
+    parallelize_module(net, mesh["tensor_parallel"], kept)
 
 
 def tensor_parallel_but_head(net: nn.Module, mesh: Any) -> None:
     """The same without the layer of fewer columns than ranks, whose gradient torch's optimizers refuse as it comes."""
-    head = net.head
-    net.head = nn.Identity()
-    tensor_parallel(net, mesh)
-    net.head = head
+    tensor_parallel(net, mesh, without=("head",))
 
 
 def both(net: nn.Module, mesh: Any) -> None:

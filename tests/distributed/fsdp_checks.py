@@ -223,6 +223,8 @@ CHECKS: dict[int, dict[str, Any]] = {
         "full_shard-activation_checkpointing": check(gc(), activation_checkpointing_policy={Block}),
         "shard_grad_op-gradient": check(gc(), sharding="SHARD_GRAD_OP"),
         "shard_grad_op-update-flat": check(gc("update"), ADAMW, sharding="SHARD_GRAD_OP", orig=False),
+        "shard_grad_op-clipped_gradient": check(gc("clipped_gradient"), CLIP, sharding="SHARD_GRAD_OP"),
+        "no_shard-clipped_gradient": check(gc("clipped_gradient"), CLIP, sharding="NO_SHARD"),
         "no_shard-gradient": check(gc(), sharding="NO_SHARD"),
         "no_shard-gradient-flat": check(gc(), sharding="NO_SHARD", orig=False),
         "no_shard-update": check(gc("update"), ADAMW, sharding="NO_SHARD"),
