@@ -2,44 +2,45 @@
 
     python tools/mutation.py functional selection callback
 
-Needs cosmic-ray, which makes most of the mutants (`pip install cosmic-ray`), and a system that forks. torch and Lightning
-are imported once; each mutant is tested in a fork, in a copy of the project. Prints the survivors and the score.
+Needs cosmic-ray, which makes most of the mutants (`pip install cosmic-ray`), Python 3.11 and a system that forks. The tests
+are collected once; each mutant is tested in a fork, where the code of the functions that it changes is exchanged.
+Mutants outside of functions (constants, decorators, defaults) are not made. Prints the survivors and the score.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import importlib
+import gc
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from difflib import unified_diff
 from pathlib import Path
-from queue import Queue
+from types import CodeType, FunctionType
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("lightning_gc", "tests", "pyproject.toml", "README.md")
-WARM = ("torch", "lightning.pytorch", "torchmetrics", "numpy", "pytest", "jsonargparse")
-# pytest cannot rewrite the assertions of plugins that the warm-up imported.
-IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 # The tests that a module's mutants are run against: its own, then those that train with it.
 TESTS = {
     "functional": ["tests/test_functional.py", "tests/test_sparse.py", "tests/stores", "lightning_gc/functional.py"],
-    "selection": ["tests/test_selection.py", "tests/test_layouts.py", "lightning_gc/selection.py", "tests/test_plan.py"],
-    "callback": ["tests/test_callback.py", "lightning_gc/callback.py", "tests/test_fit.py"],
+    "selection": [
+        "tests/test_selection.py",
+        "tests/test_layouts.py",
+        "lightning_gc/selection.py",
+        "tests/test_plan.py",
+    ],
+    "callback": ["tests/test_callback.py", "lightning_gc/callback.py"],
     "fit": ["tests/test_fit.py", "tests/test_remarks.py", "tests/test_targets_update.py"],
     "targets": ["tests/test_targets.py", "tests/test_targets_update.py"],
 }
 OPERATORS = (
-    "AddNot", "ExceptionReplacer", "NumberReplacer", "RemoveDecorator", "ReplaceAndWithOr", "ReplaceOrWithAnd",
+    "AddNot", "ExceptionReplacer", "NumberReplacer", "ReplaceAndWithOr", "ReplaceOrWithAnd",
     "ReplaceFalseWithTrue", "ReplaceTrueWithFalse", "ReplaceBreakWithContinue", "ReplaceContinueWithBreak",
     "ZeroIterationForLoop", "ReplaceUnaryOperator_Delete_USub", "ReplaceUnaryOperator_Delete_Not",
     "ReplaceBinaryOperator_Add_Sub", "ReplaceBinaryOperator_Sub_Add", "ReplaceBinaryOperator_Mul_Div",
@@ -86,92 +87,110 @@ def _without_one_statement(source: str) -> Iterator[str]:
 
 
 def _essence(source: str) -> str:
-    """The syntax tree without annotations, which nothing evaluates."""
+    """The bodies of all functions, by name: what a mutant may change."""
     tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        elif isinstance(node, ast.FunctionDef):
-            node.returns = None
-        elif isinstance(node, ast.AnnAssign):
-            node.annotation = ast.Constant(None)
-    return ast.dump(tree)
+    return "\n".join(
+        f"{node.name} {[ast.dump(statement) for statement in node.body]}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    )
 
 
-def run_tests(copy: Path, tests: list[str], timeout: float) -> bool:
-    """Whether the tests pass in the copy of the project, in a fork."""
-    pid = os.fork()
-    if pid:
-        deadline = time.monotonic() + timeout
-        while True:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status) == 0
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                return False
-            time.sleep(0.05)
-    code = 1
-    try:
-        output = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.chdir(copy)
-        sys.path.insert(0, str(copy))
-        import pytest
+class Mutate:
+    """A pytest plugin: instead of running the collected tests once, run them once for each mutant of a module."""
 
-        found = [path for path in tests if (copy / path).exists()]
-        markers = ["-m", "not slow and not distributed"]
-        code = int(pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", *IGNORED, *markers, *found]))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    def __init__(self, name: str, workers: int, timeout: float) -> None:
+        self.name, self.workers, self.timeout = name, workers, timeout
+        self.path = ROOT / "lightning_gc" / f"{name}.py"
+        self.source = self.path.read_text()
+        self.count = 0
+        self.survivors: list[str] = []
+        self.terminal = os.dup(1)  # pytest captures the other
+        self._running: dict[int, tuple[str, float]] = {}
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Fork for each mutant."""
+        self._start(session, self.source)
+        self._wait(limit=1)
+        if not self.survivors:
+            raise pytest.UsageError(f"The tests of {self.name} fail without a mutation.")
+        self.survivors.clear()
+        for mutant in mutants(self.source):
+            self.count += 1
+            self._start(session, mutant)
+            self._wait(limit=self.workers)
+        self._wait(limit=1)
+        return True
+
+    def _start(self, session: pytest.Session, mutant: str) -> None:
+        pid = os.fork()
+        if pid:
+            self._running[pid] = mutant, time.monotonic() + self.timeout
+            return
+        code = 1
+        try:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, 1)
+            os.dup2(nothing, 2)
+            session.config.pluginmanager.unregister(name="terminalreporter")
+            exchange(self.path, mutant)
+            session.config.option.maxfail = 1
+            code = _run(session)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _wait(self, limit: int) -> None:
+        """Wait until fewer than `limit` mutants are being tested."""
+        while len(self._running) >= limit:
+            time.sleep(0.02)
+            for pid, (mutant, deadline) in list(self._running.items()):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if not done and time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    done, status = os.waitpid(pid, 0)
+                if done:
+                    del self._running[pid]
+                    if status == 0:
+                        self._survived(mutant)
+
+    def _survived(self, mutant: str) -> None:
+        diff = unified_diff(self.source.splitlines(), mutant.splitlines(), lineterm="", n=0)
+        self.survivors.append("\n".join(list(diff)[2:]))
+        if not self.count:
+            return
+        os.write(self.terminal, f"{self.name} {self.count} survived\n{self.survivors[-1]}\n".encode())
 
 
-def test_module(name: str, workers: int, timeout: float) -> tuple[int, list[str]]:
-    """How many mutants of a module there are, and the diffs of those that survived."""
-    path = Path("lightning_gc") / f"{name}.py"
-    source = (ROOT / path).read_text()
-    with tempfile.TemporaryDirectory() as folder:
-        copies: Queue[Path] = Queue()
-        for worker in range(workers):
-            copy = Path(folder) / str(worker)
-            for what in COPIED:
-                original = ROOT / what
-                if original.is_dir():
-                    shutil.copytree(original, copy / what, ignore=shutil.ignore_patterns("__pycache__"))
-                else:
-                    copy.mkdir(exist_ok=True)
-                    shutil.copy(original, copy / what)
-            copies.put(copy)
+def _run(session: pytest.Session) -> int:
+    for index, item in enumerate(session.items):
+        following = session.items[index + 1] if index + 1 < len(session.items) else None
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return 1
+    return 0
 
-        def survives(mutant: str) -> bool:
-            copy = copies.get()
-            (copy / path).write_text(mutant)
-            shutil.rmtree(copy / path.parent / "__pycache__", ignore_errors=True)
-            try:
-                return run_tests(copy, TESTS[name], timeout)
-            finally:
-                copies.put(copy)
 
-        if not survives(source):
-            outputs = "".join(output.read_text() for output in Path(folder).glob("*/output.txt"))
-            raise SystemExit(f"The tests of {name} fail without a mutation:\n{outputs}")
-        every = list(mutants(source))
-        survivors = []
-        with ThreadPoolExecutor(workers) as pool:
-            for number, (mutant, survived) in enumerate(zip(every, pool.map(survives, every), strict=True), 1):
-                if survived:
-                    diff = unified_diff(source.splitlines(), mutant.splitlines(), str(path), "mutant", lineterm="", n=0)
-                    survivors.append("\n".join(list(diff)[2:]))
-                    print(f"{name} {number}/{len(every)} survived\n{survivors[-1]}", flush=True)
-                elif number % 20 == 0:
-                    print(f"{name} {number}/{len(every)}", flush=True)
-        return len(every), survivors
+def exchange(path: Path, mutant: str) -> None:
+    """Give all functions that were defined in the file at `path` the code that they have in the mutant."""
+    codes = {code.co_qualname: code for code in _codes(compile(mutant, str(path), "exec"))}
+    exchanged = 0
+    for found in gc.get_objects():
+        if type(found) is FunctionType and found.__code__.co_filename == str(path):
+            code = codes.get(found.__code__.co_qualname)
+            if code is not None and code.co_freevars == found.__code__.co_freevars:
+                found.__code__ = code
+                exchanged += 1
+    assert exchanged, "no function of the module was found"
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def main() -> None:
@@ -181,17 +200,26 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
     arguments = parser.parse_args()
-    sys.dont_write_bytecode = True
-    # An editable install of the project must not be found before the copy.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    for module in WARM:
-        importlib.import_module(module)
-    total = alive = 0
-    for name in arguments.modules:
-        count, survivors = test_module(name, arguments.workers, arguments.timeout)
-        print(f"{name}: {count - len(survivors)} of {count} mutants killed ({1 - len(survivors) / count:.1%})", flush=True)
-        total, alive = total + count, alive + len(survivors)
-    print(f"all: {total - alive} of {total} mutants killed ({1 - alive / total:.1%})")
+    sys.path.insert(0, str(ROOT))
+    os.chdir(ROOT)
+    name = arguments.modules[0]
+    if len(arguments.modules) > 1:  # each in a process of its own: the tests that are collected differ
+        for name in arguments.modules:
+            pid = os.fork()
+            if not pid:
+                sys.argv[1:] = [name, f"--workers={arguments.workers}", f"--timeout={arguments.timeout}"]
+                main()
+                os._exit(0)
+            os.waitpid(pid, 0)
+        return
+    plugin = Mutate(name, arguments.workers, arguments.timeout)
+    markers = ["-m", "not slow and not distributed"]
+    code = pytest.main(["-q", "--tb=no", "-p", "no:cacheprovider", *markers, *TESTS[name]], plugins=[plugin])
+    if not plugin.count:
+        raise SystemExit(f"No mutant of {name} was tested: pytest exited with {code}.")
+    killed = plugin.count - len(plugin.survivors)
+    sys.stdout.write(f"{name}: {killed} of {plugin.count} mutants killed ({killed / plugin.count:.1%})\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
