@@ -41,7 +41,7 @@ def assert_equal(got: dict, wanted: dict) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "accumulate"),
-    [("ddp", 1), ("ddp", 2), ("ddp_spawn", 1), ("ddp_find_unused_parameters_true", 1)],
+    [("ddp", 1), ("ddp", 2), ("ddp_spawn", 1), ("ddp_fork", 1), ("ddp_find_unused_parameters_true", 1)],
 )
 def test_two_processes_equal_one(tmp_path, strategy, accumulate):
     one = train_alone(tmp_path / "one", accumulate=accumulate, unused="unused" in strategy)
