@@ -31,4 +31,6 @@ napoleon_numpy_docstring = False
 doctest_global_setup = "import torch\nfrom torch import nn\nfrom lightning_gc import *"
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"{project} {release}"
