@@ -184,11 +184,10 @@ def test_as_rows(tensor, dims, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernel_compiles_for_a_gpu_and_reads_16_bytes_at_a_time(capability, tmp_path):
+def test_the_kernel_compiles_for_a_gpu_and_reads_16_bytes_at_a_time(tmp_path):
     """Needs no GPU: Triton brings its assembler."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_for_gpu", str(capability)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile_for_gpu", "80"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=900)
     assert result.returncode == 0, result.stderr
     aligned, unaligned = (dict(pair.split("=") for pair in line.split()) for line in result.stdout.splitlines())
