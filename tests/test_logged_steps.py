@@ -57,9 +57,7 @@ def run(module, tmp_path, *, data=None, callbacks=(), ckpt_path=None, **kwargs):
         rows = []
     steps = steps_of(rows, "probe")
     assert steps_of(rows, "gc/mean_pre") == steps
-    of_step = {}  # the first, where LBFGS calls the hook several times
-    for (done, _, pre), (_, _, post) in zip(before.steps, after.steps, strict=True):
-        of_step.setdefault(done, (pre, post))
+    of_step = {done: (pre, post) for (done, _, pre), (_, _, post) in zip(before.steps, after.steps, strict=True)}
     for row in rows:  # and each value is that of its step, none an older one shown again
         pre, post = of_step[int(row["step"])]
         assert row["gc/mean_pre"] == pytest.approx(expected(pre, post, SMALL_CNN)["mean_pre"], rel=1e-4)
