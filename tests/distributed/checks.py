@@ -29,9 +29,11 @@ class Training:
     accumulate: int = 1
     clip: tuple[str, float] | None = None
     zero_unused: bool = False
+    weight_norm: bool = False
 
     def model(self) -> Model:
-        return Model(partial(Net, zero_unused=self.zero_unused), self.optimizer, self.accumulate)
+        net = partial(Net, self.zero_unused, self.weight_norm)
+        return Model(net, self.optimizer, self.accumulate)
 
     def fit(self, model: Model, *callbacks: Callback, **kwargs: Any) -> Trainer:
         callbacks = callbacks if self.gc is None else (GradientCentralization(**dict(self.gc)), *callbacks)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,7 +15,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import lightning_gc.fit
 from lightning_gc import GradientCentralization
+from lightning_gc.targets import OnNestedStep, OnStep, around_step
 
 
 class Traffic(TorchDispatchMode):
@@ -31,7 +36,7 @@ class Traffic(TorchDispatchMode):
 
 @dataclass
 class Step:
-    """What one call of the callback sent, as two counters saw it."""
+    """What the callback sent for one optimizer step, as two counters saw it."""
 
     logged: bool
     collectives: int = 0
@@ -43,16 +48,46 @@ class Step:
 
 
 class Counted(GradientCentralization):
-    """The callback, its traffic counted; ``target="gradient"`` alone, the others work in optimizer hooks."""
+    """The callback, its traffic counted, with the targets "gradient" and "update"."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.steps: list[Step] = []
+        self._works_in_hooks = kwargs.get("target", "gradient") == "update"
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        def counted_around_step(optimizer: Any, before: OnStep, after: OnNestedStep) -> Any:
+            def counted_before(optimizer: Any) -> None:
+                self.steps.append(new_step(trainer))
+                with counting(self.steps[-1]):
+                    before(optimizer)
+
+            def counted_after(optimizer: Any, first: bool) -> None:
+                with counting(self.steps[-1]):
+                    after(optimizer, first)
+
+            return around_step(optimizer, counted_before, counted_after)
+
+        with patch.object(lightning_gc.fit, "around_step", counted_around_step):
+            super().on_fit_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        every = trainer.log_every_n_steps
-        step = Step(logged=(trainer.global_step + 1) % every == 0)
-        with Traffic() as traffic, CommDebugMode() as counter, torch.no_grad():
+        if self._works_in_hooks:
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        step.collectives, step.sent = counter.get_total_counts(), traffic.sent
-        self.steps.append(step)
+            return
+        self.steps.append(new_step(trainer))
+        with counting(self.steps[-1]):
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+
+def new_step(trainer: Trainer) -> Step:
+    return Step(logged=(trainer.global_step + 1) % trainer.log_every_n_steps == 0)
+
+
+@contextmanager
+def counting(step: Step) -> Iterator[None]:
+    """Add what is sent inside to `step`."""
+    with Traffic() as traffic, CommDebugMode() as counter, torch.no_grad():
+        yield
+    step.collectives += counter.get_total_counts()
+    step.sent += traffic.sent

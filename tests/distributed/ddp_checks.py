@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ def check(arguments: Any = None, training: dict[str, Any] | None = None, **strat
 class Cost:
     """Every process has whole gradients, the same ones: nothing is sent, on logged steps neither."""
 
+    gc: dict[str, Any] = field(default_factory=dict)
+
     def reference(self) -> None:
         return None
 
     def run(self, expected: None) -> None:
-        callback = Counted()
+        callback = Counted(**self.gc)
         arguments = trainer_kwargs(
             callbacks=[callback], strategy="ddp", devices=dist.get_world_size(), log_every_n_steps=2, max_steps=4
         )
@@ -67,5 +69,6 @@ CHECKS: dict[int, dict[str, Any]] = {
         "bucket_views": check(gc(), gradient_as_bucket_view=True),
         "static_graph": check(gc(), {"zero_unused": True}, static_graph=True),
         "cost": Cost(),
+        "cost-update": Cost({"target": "update", "log_means": "per_parameter"}),
     }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -167,12 +167,15 @@ class Cost:
     parallelize: Parallelize
     sizes: tuple[int, int]
     numbers: int
+    gc: dict[str, Any] = field(default_factory=dict)
 
     def reference(self) -> None:
         return None
 
     def run(self, expected: None) -> None:
-        callback = Counted(log_means="total")
+        callback = Counted(**{"log_means": "total", **self.gc})
+        # Five numbers of all, or of each of three parameters.
+        of_log = 5 * 4 * (3 if self.gc.get("log_means") == "per_parameter" else 1)
         model = CostModel()
         model.__class__ = type("Parallel", (CostModel,), {"parallelize": staticmethod(self.parallelize)})
         arguments = trainer_kwargs(
@@ -188,7 +191,7 @@ class Cost:
         for step in callback.steps:
             once = 1 if self.numbers else 0
             assert len(step.sent) == step.collectives == (2 * once + 1 if step.logged else once), step
-            assert step.bytes == (2 * 4 * self.numbers + 5 * 4 if step.logged else 4 * self.numbers), step
+            assert step.bytes == (2 * 4 * self.numbers + of_log if step.logged else 4 * self.numbers), step
 
 
 class CostModel(ParallelModel):
@@ -246,6 +249,9 @@ CHECKS: dict[int, dict[str, Any]] = {
         "cost-rows": Cost(shard_rows, (2, 1), 0),
         # Three weights of eight rows in two halves of their columns.
         "cost-columns": Cost(columns, (1, 2), 24),
+        "cost-rows-update": Cost(shard_rows, (2, 1), 0, {"target": "update"}),
+        "cost-columns-update": Cost(columns, (1, 2), 24, {"target": "update"}),
+        "cost-columns-per_parameter": Cost(columns, (1, 2), 24, {"log_means": "per_parameter"}),
     },
     4: {
         "fsdp2-gradient": check(shard_rows, (4, 1)),

@@ -163,12 +163,15 @@ class Cost:
     strategy: dict[str, Any]
     blocks: int
     bytes_each: int
+    gc: dict[str, Any] = field(default_factory=dict)
 
     def reference(self) -> None:
         return None
 
     def run(self, expected: None) -> None:
-        callback = Counted(log_means="total")
+        callback = Counted(**{"log_means": "total", **self.gc})
+        # Five numbers of all, or of each of three parameters.
+        of_log = 5 * 4 * (3 if self.gc.get("log_means") == "per_parameter" else 1)
         model = CostModel(self.blocks)
         trainer = Trainer(
             **trainer_kwargs(
@@ -187,7 +190,7 @@ class Cost:
             split = self.blocks * self.bytes_each
             once = 1 if split else 0
             assert len(step.sent) == step.collectives == (2 * once + 1 if step.logged else once), step
-            assert step.bytes == (2 * split + 5 * 4 if step.logged else split), step
+            assert step.bytes == (2 * split + of_log if step.logged else split), step
 
 
 class CostModel(Model):
@@ -201,6 +204,7 @@ class CostModel(Model):
 CLIP = {"clip": ("value", 0.02)}
 ADAMW = {"optimizer": "adamw"}
 ZERO = {"zero_unused": True}
+WEIGHT_NORM = {"weight_norm": True}
 BY_NAME = gc(include=("net.first", "net.up", "net.emb*"), exclude="*.emb*")
 BY_CLASS = gc(exclude=(Block, nn.Embedding))
 
@@ -219,6 +223,9 @@ CHECKS: dict[int, dict[str, Any]] = {
         "full_shard-filters_by_class-flat": check(BY_CLASS, orig=False),
         "full_shard-accumulation": check(gc(), {"accumulate": 2}),
         "full_shard-accumulation-flat": check(gc("update"), {"accumulate": 2}, orig=False),
+        # Which of the two is the magnitude is told by whole shapes, and shards have others.
+        "full_shard-weight_norm": check(gc(), WEIGHT_NORM),
+        "full_shard-weight_norm-flat": check(gc(), WEIGHT_NORM, orig=False),
         "full_shard-one_unit": check(gc(), ZERO, wrap=None),
         "full_shard-activation_checkpointing": check(gc(), activation_checkpointing_policy={Block}),
         "shard_grad_op-gradient": check(gc(), sharding="SHARD_GRAD_OP"),
@@ -236,6 +243,8 @@ CHECKS: dict[int, dict[str, Any]] = {
         "shards-channels_last": Shards(torch.float32, {"orig": False}, channels_last=True),
         # Linear(7, 7): 49 elements, 3 of padding, 7 and 1, cut at 30, in row 4: one number for each unit.
         "cost": Cost({"wrap": {Block}}, blocks=3, bytes_each=4),
+        "cost-update": Cost({"wrap": {Block}}, 3, 4, {"target": "update"}),
+        "cost-per_parameter": Cost({"wrap": {Block}}, 3, 4, {"log_means": "per_parameter"}),
         # 49 and 7 elements, cut at 28, between rows 3 and 4: nothing to send.
         "cost-flat": Cost({"wrap": {Block}, "orig": False}, blocks=3, bytes_each=0),
     },

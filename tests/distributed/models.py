@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 STEPS = 6
@@ -53,10 +54,11 @@ class Tied(nn.Module):
 class Net(nn.Module):
     """Convolutions both ways, an embedding, tied, frozen and unused layers; sizes that divide badly.
 
-    The unused layer has no gradient at all or, with `zero_unused`, one of zeros.
+    The unused layer has no gradient at all or, with `zero_unused`, one of zeros. With `weight_norm`, two layers have
+    magnitudes and directions in place of weights.
     """
 
-    def __init__(self, zero_unused: bool = False) -> None:
+    def __init__(self, zero_unused: bool = False, weight_norm: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 6, 3)
         self.norm = nn.GroupNorm(2, 6)
@@ -69,6 +71,9 @@ class Net(nn.Module):
         self.head = nn.Linear(3, 3)
         self.unused = Block(3, 5)
         self._zero_unused = zero_unused
+        if weight_norm:
+            parametrizations.weight_norm(self.first.linear)
+            parametrizations.weight_norm(self.narrow)
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         x = F.relu(self.up(F.relu(self.norm(self.conv(images)))))
