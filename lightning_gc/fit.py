@@ -194,6 +194,7 @@ class Fit:
                 f"GradientCentralization: include={settings.include!r} and exclude={settings.exclude!r} leave nothing "
                 f"to centralize. Widen them, or remove the callback.\n{selection}"
             )
+        self._engine.check_entries(selection)
         self._remarks.on_selection(selection)
 
     def _check_step_was_announced(self, optimizer: Optimizer) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import (
 )
 
 from lightning_gc import GradientCentralization
+from lightning_gc.stores import Engine
 from lightning_gc.strategies import check_strategy, find_engine
 from tests.models import Classifier, fit, image_batches, trainer_kwargs
 
@@ -60,6 +61,20 @@ def test_subclasses_of_known_strategies_are_known():
     module = Classifier()
     fit(module, GradientCentralization(), strategy=OfSomeEngine("cpu"), accelerator="auto", max_steps=1)
     assert module.net[0].weight.grad.mean((1, 2, 3)).abs().max() < 1e-7
+
+
+def test_what_an_engine_cannot_centralize_is_refused_before_anything_is_trained(monkeypatch):
+    class Picky(Engine):
+        def check_entries(self, entries):
+            raise MisconfigurationException(f"not {entries[0].name}")
+
+    class Untrained(Classifier):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("the error came too late")
+
+    monkeypatch.setattr("lightning_gc.fit.find_engine", lambda strategy: Picky)
+    with pytest.raises(MisconfigurationException, match=r"not net\.0\.weight"):
+        fit(Untrained(), GradientCentralization())
 
 
 def test_pytorch_lightning():

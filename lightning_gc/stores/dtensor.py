@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -26,6 +27,21 @@ from lightning_gc.stores.tensors import TensorStore
 
 class DTensorEngine(Engine):
     """Modules of which some parameters are DTensors."""
+
+    def check_entries(self, entries: Sequence[Entry]) -> None:
+        """See :meth:`Engine.check_entries`."""
+        for entry in entries:
+            parameter: Any = entry.parameter
+            if not is_dtensor(parameter) or entry.layout is None:
+                continue
+            here, of_mesh = parameter.to_local().device.type, parameter.device_mesh.device_type
+            if here != of_mesh and _mesh_dims_through(parameter, entry.layout.dims):
+                raise MisconfigurationException(
+                    f"GradientCentralization does not work on {entry.name} as it is offloaded: it is on {here} between "
+                    f"its uses and placed as {parameter.placements}, which cuts weight vectors, and the process group "
+                    f"that would have to add up the ranks' parts of them is that of {of_mesh}. Shard its rows, exclude "
+                    "it, train without an offload policy, or remove the callback."
+                )
 
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """See :meth:`Engine.make_store`."""
@@ -51,7 +67,7 @@ class DTensorPiece(Piece):
         # The dim that each mesh dim shards; None for copies.
         sharded = [getattr(placement, "dim", None) for placement in placements]
         self._group_of_row = _group_of_row(parameter, self._groups) if self._groups > 1 and 0 in sharded else None
-        through = [i for i, dim in enumerate(sharded) if dim in self._dims]
+        through = _mesh_dims_through(parameter, self._dims)
         if self._group_of_row is not None:
             self._sum_dims: tuple[int, ...] = tuple(d for d in self._dims if d != 0)
         self.groups = tuple(mesh.get_group(i) for i in through)
@@ -107,6 +123,11 @@ class DTensorPiece(Piece):
     def measured(self, means: Tensor) -> Tensor:
         """See :meth:`Piece.measured`."""
         return means.reshape(-1) if self._counts else means.new_zeros(0)
+
+
+def _mesh_dims_through(parameter: DTensor, dims: Sequence[int]) -> list[int]:
+    """The mesh dims whose shards cut weight vectors."""
+    return [i for i, placement in enumerate(parameter.placements) if getattr(placement, "dim", None) in dims]
 
 
 def _local(tensor: DTensor) -> Tensor:

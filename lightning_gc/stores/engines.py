@@ -46,6 +46,13 @@ class Engine:
         """What reads and moves the means of these parameters."""
         return tensor_store(entries)
 
+    def check_entries(self, entries: Sequence[Entry]) -> None:
+        """Refuse, before training, what cannot be centralized as the engine holds it.
+
+        Raises:
+            MisconfigurationException: It names the parameter, says why, and what to do.
+        """
+
     def steps_now(self) -> bool:
         """Whether the optimizer step that Lightning announces is really one."""
         return True

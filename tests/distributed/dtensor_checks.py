@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -48,11 +48,25 @@ def shard_hybrid(net: nn.Module, mesh: Any) -> None:
     _shard(net, init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
 
 
-def _shard(net: nn.Module, mesh: Any) -> None:
+def shard_offloaded(net: nn.Module, mesh: Any) -> None:
+    """FSDP2 with parameters and gradients on the CPU between uses."""
+    _shard(net, mesh["data_parallel"], offload_policy=CPUOffloadPolicy(pin_memory=False))
+
+
+def shard_columns(net: nn.Module, mesh: Any, **kwargs: Any) -> None:
+    """FSDP2 that cuts weights between columns."""
+    fully_shard(net, mesh=mesh["data_parallel"], shard_placement_fn=lambda p: Shard(p.dim() - 1), **kwargs)
+
+
+def shard_columns_offloaded(net: nn.Module, mesh: Any) -> None:
+    shard_columns(net, mesh, offload_policy=CPUOffloadPolicy(pin_memory=False))
+
+
+def _shard(net: nn.Module, mesh: Any, **kwargs: Any) -> None:
     for module in list(net.modules()):
         if type(module) in WRAPPED:
-            fully_shard(module, mesh=mesh)
-    fully_shard(net, mesh=mesh)
+            fully_shard(module, mesh=mesh, **kwargs)
+    fully_shard(net, mesh=mesh, **kwargs)
 
 
 def tensor_parallel(net: nn.Module, mesh: Any, without: Sequence[str] = ()) -> None:
@@ -230,6 +244,9 @@ CHECKS: dict[int, dict[str, Any]] = {
         "fsdp2-filters_by_name": check(shard_rows, (2, 1), BY_NAME),
         "fsdp2-filters_by_class": check(shard_rows, (2, 1), BY_CLASS),
         "fsdp2-accumulation": check(shard_rows, (2, 1), gc(), {"accumulate": 2}),
+        "fsdp2-offload-gradient": check(shard_offloaded, (2, 1)),
+        "fsdp2-offload-clipped_gradient": check(shard_offloaded, (2, 1), gc("clipped_gradient"), CLIP),
+        "fsdp2-offload-update": check(shard_offloaded, (2, 1), gc("update"), ADAMW),
         "tensor_parallel-gradient": check(tensor_parallel, (1, 2)),
         # Not clipped: torch clips no mix of tensors and DTensors.
         "tensor_parallel-clipped_gradient": check(tensor_parallel, (1, 2), gc("clipped_gradient")),
@@ -249,6 +266,8 @@ CHECKS: dict[int, dict[str, Any]] = {
         "cost-rows": Cost(shard_rows, (2, 1), 0),
         # Three weights of eight rows in two halves of their columns.
         "cost-columns": Cost(columns, (1, 2), 24),
+        "cost-fsdp2-columns": Cost(shard_columns, (2, 1), 24),
+        "cost-fsdp2-columns-offload": Cost(shard_columns_offloaded, (2, 1), 24),
         "cost-rows-update": Cost(shard_rows, (2, 1), 0, {"target": "update"}),
         "cost-columns-update": Cost(columns, (1, 2), 24, {"target": "update"}),
         "cost-columns-per_parameter": Cost(columns, (1, 2), 24, {"log_means": "per_parameter"}),

@@ -73,7 +73,7 @@ class Net(nn.Module):
         self._zero_unused = zero_unused
         if weight_norm:
             parametrizations.weight_norm(self.first.linear)
-            parametrizations.weight_norm(self.narrow)
+            parametrizations.weight_norm(self.narrow, dim=1)  # its magnitude is of two dims, too
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
         x = F.relu(self.up(F.relu(self.norm(self.conv(images)))))
