@@ -72,16 +72,17 @@ class Measurer:
         order = [index for batch in self._batches for index in batch]
         device = _any_tensor(found[order[0]]).device
         fan_in = torch.tensor([entries[index].fan_in for index in order], device=device, dtype=torch.float32)
-        vectors = torch.tensor([entries[index].weight_vectors for index in order], device=device)
+        counts = [entries[index].weight_vectors for index in order]
+        vectors, total = torch.tensor(counts, device=device), sum(counts)  # without the total, the host would read it
         self._device = device
         self._parameters = len(entries)
         self._order = torch.tensor(order, device=device)
-        self._parameter = self._order.repeat_interleave(vectors)
-        self._fan_in = fan_in.repeat_interleave(vectors)
+        self._parameter = self._order.repeat_interleave(vectors, output_size=total)
+        self._fan_in = fan_in.repeat_interleave(vectors, output_size=total)
         # Of gradients that were centralized by their sums, and 1 where there are means.
         unknown = torch.tensor([isinstance(found[index], Centralized) for index in order], device=device)
-        self._divisor = torch.where(unknown, fan_in, 1.0).repeat_interleave(vectors)
-        self._removed_is_missing = unknown.repeat_interleave(vectors)
+        self._divisor = torch.where(unknown, fan_in, 1.0).repeat_interleave(vectors, output_size=total)
+        self._removed_is_missing = unknown.repeat_interleave(vectors, output_size=total)
 
     def fits(self, found: Found) -> bool:
         """Whether the measurer was made for gradients like these."""
