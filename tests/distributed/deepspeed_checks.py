@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_gc.places import clean_name
 from tests.distributed.checks import Check, Training, Weights, gc
 from tests.distributed.costs import Counted
+from tests.distributed.mixed import InSixteenBits
 from tests.distributed.models import Block, Model
 from tests.models import trainer_kwargs
 
@@ -29,6 +30,7 @@ class CPUDeepSpeedStrategy(DeepSpeedStrategy):
         import deepspeed as ds
 
         ds.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on the spot
+        ds.get_accelerator().is_fp16_supported = lambda: True  # slow, but it is
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
@@ -87,6 +89,17 @@ def model(training: Training) -> Model:
     # Both Lightning and DeepSpeed divide the loss by the number of micro-batches.
     made.loss_factor = float(training.accumulate)
     return made
+
+
+def whole_gradients(trainer: Trainer, model: Model) -> Weights:
+    from deepspeed.utils import safe_get_full_grad
+
+    found = {clean_name(name): safe_get_full_grad(p) for name, p in model.named_parameters() if p.requires_grad}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+def in_16_bits(stage: int, precision: str, dtype: torch.dtype, **kwargs: Any) -> InSixteenBits:
+    return InSixteenBits(deepspeed(stage, **kwargs), model, whole_gradients, precision, dtype, zero_unused=True)
 
 
 @dataclass
@@ -152,6 +165,8 @@ CHECKS: dict[int, dict[str, Any]] = {
             }.items()
         },
         **{f"zero_{stage}-accumulation": check(stage, gc(), {"accumulate": 2}) for stage in (0, 1, 2, 3)},
+        **{f"zero_{stage}-bf16-mixed": in_16_bits(stage, "bf16-mixed", torch.bfloat16) for stage in (1, 2, 3)},
+        "zero_2-fp16": in_16_bits(2, "16-mixed", torch.float16, initial_scale_power=4),
         "zero_0-clipped_gradient": check(0, gc("clipped_gradient"), CLIP),
         "zero_0-update": check(0, gc("update"), ADAMW),
         # 126 elements, cut at 63, in row 3 of the second weight: one number for all.
@@ -160,6 +175,7 @@ CHECKS: dict[int, dict[str, Any]] = {
         "cost-zero_3": Cost(3, 7, 3),
     },
     4: {
+        "zero_1-gradient": check(1),
         "zero_2-gradient": check(2),
         "zero_3-gradient": check(3),
     },

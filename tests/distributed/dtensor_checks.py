@@ -23,6 +23,7 @@ from lightning_gc.selection import select
 from lightning_gc.stores.dtensor import DTensorEngine
 from tests.distributed.checks import Check, Training, Weights, gc
 from tests.distributed.costs import Counted, Traffic
+from tests.distributed.mixed import InSixteenBits
 from tests.distributed.models import WRAPPED, Block, Model
 from tests.models import trainer_kwargs
 
@@ -107,16 +108,31 @@ def check(
     training: dict[str, Any] | None = None,
     **trainer: Any,
 ) -> Check:
+    def strategy() -> ModelParallelStrategy:
+        return ModelParallelStrategy(*sizes)
+
+    made = Training(gc() if arguments is None else arguments, **(training or {}))
+    return Check(made, strategy, whole_weights, trainer, parallel(parallelize))
+
+
+def parallel(parallelize: Parallelize) -> Callable[[Training], Model]:
     def model(made: Training) -> Model:
         module = made.model()
         module.__class__ = type("Parallel", (ParallelModel,), {"parallelize": staticmethod(parallelize)})
         return module
 
-    def strategy() -> ModelParallelStrategy:
-        return ModelParallelStrategy(*sizes)
+    return model
 
-    made = Training(gc() if arguments is None else arguments, **(training or {}))
-    return Check(made, strategy, whole_weights, trainer, model)
+
+def whole_gradients(trainer: Trainer, model: Model) -> Weights:
+    gradients = {clean_name(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: (g.full_tensor() if isinstance(g, DTensor) else g).clone() for name, g in gradients.items()}
+
+
+def in_16_bits(parallelize: Parallelize, sizes: tuple[int, int], precision: str, dtype: torch.dtype) -> InSixteenBits:
+    return InSixteenBits(
+        lambda: ModelParallelStrategy(*sizes), parallel(parallelize), whole_gradients, precision, dtype
+    )
 
 
 @dataclass
@@ -263,6 +279,10 @@ CHECKS: dict[int, dict[str, Any]] = {
         "placed-summands-of_shards": Placed([2], [Shard(0)], gradient=[Partial()]),
         "placed-groups": Placed([2], [Shard(0)], net=up, all_reduces=1),
         "placed-groups-outputs": Placed([2], [Shard(1)], net=up),
+        "fsdp2-bf16-mixed": in_16_bits(shard_rows, (2, 1), "bf16-mixed", torch.float32),
+        "fsdp2-bf16-true": in_16_bits(shard_rows, (2, 1), "bf16-true", torch.bfloat16),
+        "tensor_parallel-bf16-mixed": in_16_bits(tensor_parallel, (1, 2), "bf16-mixed", torch.float32),
+        "tensor_parallel-bf16-true": in_16_bits(tensor_parallel, (1, 2), "bf16-true", torch.bfloat16),
         "cost-rows": Cost(shard_rows, (2, 1), 0),
         # Three weights of eight rows in two halves of their columns.
         "cost-columns": Cost(columns, (1, 2), 24),

@@ -20,6 +20,7 @@ from lightning_gc.selection import build_selection
 from lightning_gc.stores.fsdp import FSDPEngine
 from tests.distributed.checks import Check, Training, Weights, gc
 from tests.distributed.costs import Counted
+from tests.distributed.mixed import InSixteenBits
 from tests.distributed.models import WRAPPED, Block, Model, Net
 from tests.models import trainer_kwargs
 
@@ -61,6 +62,15 @@ def whole_weights(trainer: Trainer, model: Model) -> Weights:
 def check(arguments: Any = None, training: dict[str, Any] | None = None, **strategy: Any) -> Check:
     made = Training(gc() if arguments is None else arguments, **(training or {}))
     return Check(made, fsdp(**strategy), whole_weights)
+
+
+def whole_gradients(trainer: Trainer, model: Model) -> Weights:
+    with FullyShardedDataParallel.summon_full_params(trainer.strategy.model, writeback=False, with_grads=True):
+        return {clean_name(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def in_16_bits(precision: str, dtype: torch.dtype) -> InSixteenBits:
+    return InSixteenBits(fsdp(), Training.model, whole_gradients, precision, dtype)
 
 
 @dataclass
@@ -241,6 +251,8 @@ CHECKS: dict[int, dict[str, Any]] = {
         "shards-bfloat16-flat": Shards(torch.bfloat16, {"orig": False}),
         "shards-float16": Shards(torch.float16),
         "shards-channels_last": Shards(torch.float32, {"orig": False}, channels_last=True),
+        "bf16-mixed": in_16_bits("bf16-mixed", torch.float32),
+        "bf16-true": in_16_bits("bf16-true", torch.bfloat16),
         # Linear(7, 7): 49 elements, 3 of padding, 7 and 1, cut at 30, in row 4: one number for each unit.
         "cost": Cost({"wrap": {Block}}, blocks=3, bytes_each=4),
         "cost-update": Cost({"wrap": {Block}}, 3, 4, {"target": "update"}),
