@@ -28,14 +28,29 @@ ROOT = Path(__file__).parents[1]
 
 # The tests that a module's mutants are run against: its own, then those that train with it.
 TESTS = {
-    "functional": ["tests/test_functional.py", "tests/test_sparse.py", "tests/stores", "lightning_gc/functional.py"],
+    "functional": [
+        "tests/test_functional.py",
+        "lightning_gc/functional.py",
+        "tests/test_sparse.py",
+        "tests/stores",
+        "tests/test_properties.py",
+        "tests/test_precision.py",
+    ],
     "selection": [
         "tests/test_selection.py",
-        "tests/test_layouts.py",
         "lightning_gc/selection.py",
+        "tests/test_filters.py",
         "tests/test_plan.py",
+        "tests/test_layouts.py",
+        "tests/test_callback.py",
     ],
-    "callback": ["tests/test_callback.py", "lightning_gc/callback.py"],
+    "callback": [
+        "tests/test_callback.py",
+        "lightning_gc/callback.py",
+        "tests/test_remarks.py",
+        "tests/test_fit.py",
+        "tests/test_strategies.py",
+    ],
     "fit": ["tests/test_fit.py", "tests/test_remarks.py", "tests/test_targets_update.py"],
     "targets": ["tests/test_targets.py", "tests/test_targets_update.py"],
 }
@@ -99,8 +114,8 @@ def _essence(source: str) -> str:
 class Mutate:
     """A pytest plugin: instead of running the collected tests once, run them once for each mutant of a module."""
 
-    def __init__(self, name: str, workers: int, timeout: float) -> None:
-        self.name, self.workers, self.timeout = name, workers, timeout
+    def __init__(self, name: str, workers: int, timeout: float, verbose: bool) -> None:
+        self.name, self.workers, self.timeout, self.verbose = name, workers, timeout, verbose
         self.path = ROOT / "lightning_gc" / f"{name}.py"
         self.source = self.path.read_text()
         self.count = 0
@@ -136,7 +151,10 @@ class Mutate:
             session.config.pluginmanager.unregister(name="terminalreporter")
             exchange(self.path, mutant)
             session.config.option.maxfail = 1
-            code = _run(session)
+            failed = _first_failure(session)
+            code = 1 if failed else 0
+            if failed and (self.verbose or not self.count):
+                os.write(self.terminal, f"{self.name} {self.count} killed by {failed}\n".encode())
         except BaseException:
             traceback.print_exc()
         finally:
@@ -164,13 +182,13 @@ class Mutate:
         os.write(self.terminal, f"{self.name} {self.count} survived\n{self.survivors[-1]}\n".encode())
 
 
-def _run(session: pytest.Session) -> int:
+def _first_failure(session: pytest.Session) -> str:
     for index, item in enumerate(session.items):
         following = session.items[index + 1] if index + 1 < len(session.items) else None
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed:
-            return 1
-    return 0
+            return item.nodeid
+    return ""
 
 
 def exchange(path: Path, mutant: str) -> None:
@@ -199,6 +217,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="+", choices=TESTS)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
+    parser.add_argument("--verbose", action="store_true", help="name the test that kills each mutant")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
@@ -207,12 +226,12 @@ def main() -> None:
         for name in arguments.modules:
             pid = os.fork()
             if not pid:
-                sys.argv[1:] = [name, f"--workers={arguments.workers}", f"--timeout={arguments.timeout}"]
+                sys.argv[1:] = [name, *(word for word in sys.argv[1:] if word not in TESTS)]
                 main()
                 os._exit(0)
             os.waitpid(pid, 0)
         return
-    plugin = Mutate(name, arguments.workers, arguments.timeout)
+    plugin = Mutate(name, arguments.workers, arguments.timeout, arguments.verbose)
     markers = ["-m", "not slow and not distributed"]
     code = pytest.main(["-q", "--tb=no", "-p", "no:cacheprovider", *markers, *TESTS[name]], plugins=[plugin])
     if not plugin.count:
