@@ -318,3 +318,47 @@ def test_one_callback_can_train_twice_and_test_between():
     second = Classifier()
     fit(second, callback, max_steps=1)
     assert second.net[0].weight.grad.mean((1, 2, 3)).abs().max() < 1e-7
+
+
+class Delegating(Callback):
+    """Forwards hooks to a callback that the Trainer does not know of."""
+
+    def __init__(self, inner, ends=True):
+        self.inner, self.ends = inner, ends
+
+    def setup(self, *args, **kwargs):
+        self.inner.setup(*args, **kwargs)
+
+    def on_fit_start(self, *args):
+        self.inner.on_fit_start(*args)
+
+    def on_after_backward(self, *args):
+        self.inner.on_after_backward(*args)
+
+    def on_before_optimizer_step(self, *args):
+        self.inner.on_before_optimizer_step(*args)
+
+    def teardown(self, *args, **kwargs):
+        if self.ends:
+            self.inner.teardown(*args, **kwargs)
+
+
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+def test_another_callback_can_delegate_to_it(target):
+    kwargs = {"log_means": "off", "target": target}
+    delegated, listed, plain = Classifier(), Classifier(), Classifier()
+    fit(delegated, Delegating(GradientCentralization(**kwargs)))
+    fit(listed, GradientCentralization(**kwargs))
+    fit(plain)
+    for name, weight in listed.state_dict().items():
+        assert torch.equal(delegated.state_dict()[name], weight)
+    assert not torch.equal(delegated.net[0].weight, plain.net[0].weight)
+
+
+def test_a_new_fit_ends_one_that_was_not_torn_down():
+    first, callback = Interrupting(), GradientCentralization(target="update")
+    fit(first, Delegating(callback, ends=False), max_steps=1)
+    assert first.used._optimizer_step_post_hooks
+    fit(Classifier(), callback, max_steps=1)
+    assert not first.used._optimizer_step_pre_hooks
+    assert not first.used._optimizer_step_post_hooks
