@@ -216,6 +216,14 @@ class TestOddParameters:
             "2.weight": (0, 2, 3),
         }
 
+    def test_a_lazy_parameter_that_is_tied_has_its_first_name(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            module = nn.ModuleDict({"body": nn.LazyLinear(2, bias=False), "head": nn.LazyLinear(2, bias=False)})
+        module["head"].weight = module["body"].weight
+        (entry,) = select(module)
+        assert entry.name == "body.weight"
+
     def test_parameters_without_data(self):
         with torch.device("meta"):
             module = nn.Linear(3, 2)

@@ -54,6 +54,7 @@ TESTS = {
     "fit": ["tests/test_fit.py", "tests/test_remarks.py", "tests/test_targets_update.py"],
     "targets": ["tests/test_targets.py", "tests/test_targets_update.py"],
 }
+SLOW = ("optax", "memory", "transformers", "gradcheck")  # tests with one of these in their names come last
 OPERATORS = (
     "AddNot", "ExceptionReplacer", "NumberReplacer", "ReplaceAndWithOr", "ReplaceOrWithAnd",
     "ReplaceFalseWithTrue", "ReplaceTrueWithFalse", "ReplaceBreakWithContinue", "ReplaceContinueWithBreak",
@@ -114,34 +115,41 @@ def _essence(source: str) -> str:
 class Mutate:
     """A pytest plugin: instead of running the collected tests once, run them once for each mutant of a module."""
 
-    def __init__(self, name: str, workers: int, timeout: float, verbose: bool) -> None:
-        self.name, self.workers, self.timeout, self.verbose = name, workers, timeout, verbose
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name, self.workers, self.timeout = name, options.workers, options.timeout
+        self.verbose, self.only = options.verbose, options.only
         self.path = ROOT / "lightning_gc" / f"{name}.py"
         self.source = self.path.read_text()
         self.count = 0
         self.survivors: list[str] = []
         self.terminal = os.dup(1)  # pytest captures the other
-        self._running: dict[int, tuple[str, float]] = {}
+        self._running: dict[int, tuple[int, str, float]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Run what is quick first: most mutants fail in it."""
+        items.sort(key=lambda item: any(word in item.nodeid.lower() for word in SLOW))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Fork for each mutant."""
-        self._start(session, self.source)
+        self._start(session, self.source, 0)
         self._wait(limit=1)
         if not self.survivors:
             raise pytest.UsageError(f"The tests of {self.name} fail without a mutation.")
         self.survivors.clear()
-        for mutant in mutants(self.source):
+        for number, mutant in enumerate(mutants(self.source), 1):
+            if self.only and number not in self.only:
+                continue
             self.count += 1
-            self._start(session, mutant)
+            self._start(session, mutant, number)
             self._wait(limit=self.workers)
         self._wait(limit=1)
         return True
 
-    def _start(self, session: pytest.Session, mutant: str) -> None:
+    def _start(self, session: pytest.Session, mutant: str, number: int) -> None:
         pid = os.fork()
         if pid:
-            self._running[pid] = mutant, time.monotonic() + self.timeout
+            self._running[pid] = number, mutant, time.monotonic() + self.timeout
             return
         code = 1
         try:
@@ -153,8 +161,8 @@ class Mutate:
             session.config.option.maxfail = 1
             failed = _first_failure(session)
             code = 1 if failed else 0
-            if failed and (self.verbose or not self.count):
-                os.write(self.terminal, f"{self.name} {self.count} killed by {failed}\n".encode())
+            if failed and (self.verbose or not number):
+                os.write(self.terminal, f"{self.name} {number} killed by {failed}\n".encode())
         except BaseException:
             traceback.print_exc()
         finally:
@@ -164,7 +172,7 @@ class Mutate:
         """Wait until fewer than `limit` mutants are being tested."""
         while len(self._running) >= limit:
             time.sleep(0.02)
-            for pid, (mutant, deadline) in list(self._running.items()):
+            for pid, (number, mutant, deadline) in list(self._running.items()):
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if not done and time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)
@@ -172,14 +180,13 @@ class Mutate:
                 if done:
                     del self._running[pid]
                     if status == 0:
-                        self._survived(mutant)
+                        self._survived(number, mutant)
 
-    def _survived(self, mutant: str) -> None:
+    def _survived(self, number: int, mutant: str) -> None:
         diff = unified_diff(self.source.splitlines(), mutant.splitlines(), lineterm="", n=0)
         self.survivors.append("\n".join(list(diff)[2:]))
-        if not self.count:
-            return
-        os.write(self.terminal, f"{self.name} {self.count} survived\n{self.survivors[-1]}\n".encode())
+        if number:
+            os.write(self.terminal, f"{self.name} {number} survived\n{self.survivors[-1]}\n".encode())
 
 
 def _first_failure(session: pytest.Session) -> str:
@@ -218,6 +225,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of one mutant")
     parser.add_argument("--verbose", action="store_true", help="name the test that kills each mutant")
+    parser.add_argument("--only", type=int, nargs="+", help="the numbers of the mutants to test, such as survivors")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
@@ -231,7 +239,7 @@ def main() -> None:
                 os._exit(0)
             os.waitpid(pid, 0)
         return
-    plugin = Mutate(name, arguments.workers, arguments.timeout, arguments.verbose)
+    plugin = Mutate(name, arguments)
     markers = ["-m", "not slow and not distributed"]
     code = pytest.main(["-q", "--tb=no", "-p", "no:cacheprovider", *markers, *TESTS[name]], plugins=[plugin])
     if not plugin.count:
