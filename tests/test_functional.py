@@ -172,6 +172,12 @@ class TestOddTensors:
             centralize_(tensor)
         np.testing.assert_allclose(centralize(tensor).numpy(), expected, rtol=0, atol=1e-6)
 
+    @pytest.mark.parametrize(("shape", "strides"), [((1, 3), (0, 1)), ((3, 1), (1, 0)), ((2, 1, 3), (3, 0, 1))])
+    def test_strides_of_dims_of_size_one_lead_nowhere(self, shape, strides):
+        tensor = torch.arange(6.0).as_strided(shape, strides)
+        expected = oracle.centralized(tensor, (1,))
+        np.testing.assert_allclose(centralize_(tensor, 1).numpy(), expected, rtol=0, atol=1e-6)
+
     @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
     def test_conjugate_view(self, dtype):
         tensor = torch.randn(3, 4, dtype=dtype)
@@ -274,6 +280,23 @@ class TestDerivatives:
         expected = oracle.centralized(gradient, (1,))
         centralize_(gradient)
         np.testing.assert_allclose(gradient.detach().numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float8_e4m3fn, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.complex32, torch.complex64),
+        (torch.complex64, torch.complex64),
+        (torch.complex128, torch.complex128),
+    ],
+)
+def test_accumulation_dtype(dtype, expected):
+    assert functional.accumulation_dtype(dtype) == expected
 
 
 class TestSixteenBits:
