@@ -143,6 +143,9 @@ class TestOddTensors:
     def test_zero_size(self, shape, dtype):
         assert centralize(torch.empty(shape, dtype=dtype)).shape == shape
         assert centralize_(torch.empty(shape, dtype=dtype)).shape == shape
+        assert squared_norm(torch.empty(shape, dtype=dtype)) == 0
+        means = vector_means(torch.empty(shape, dtype=dtype), tuple(range(1, len(shape))))
+        assert means.shape == (shape[0], *[1] * (len(shape) - 1))
 
     def test_no_dims_at_all_change_nothing(self):
         tensor = torch.ones(2, 3)
@@ -165,8 +168,9 @@ class TestOddTensors:
             centralize_(tensor)
         assert torch.equal(tensor[0], torch.arange(3.0))
 
-    def test_overlapping_in_place_is_refused(self):
-        tensor = torch.arange(6.0).unfold(0, 3, 1)  # windows that share elements
+    @pytest.mark.parametrize("step", [1, 2])
+    def test_overlapping_in_place_is_refused(self, step):
+        tensor = torch.arange(7.0).unfold(0, 3, step)  # windows that share elements
         expected = oracle.centralized(tensor, (1,))
         with pytest.raises(ValueError, match="share"):
             centralize_(tensor)
@@ -374,6 +378,11 @@ class TestSixteenBits:
         assert peak_of(lambda: recentre_(gradient, dims, groups)) <= 8e6
         assert peak_of(lambda: vector_means(gradient, dims, groups)) <= 8e6
         assert peak_of(lambda: squared_norm(gradient)) <= 8e6
+
+    def test_only_what_a_cpu_kernel_would_widen_as_a_whole_goes_in_blocks(self):
+        assert functional.goes_in_blocks(torch.zeros(2, 3, dtype=torch.bfloat16))
+        assert not functional.goes_in_blocks(torch.zeros(2, 3, dtype=torch.bfloat16, device="meta"))
+        assert not functional.goes_in_blocks(torch.zeros(2, 3))
 
     def test_memory(self):
         gradient = torch.ones(4096, 1024, dtype=torch.bfloat16)
