@@ -384,6 +384,15 @@ class TestSixteenBits:
         assert not functional.goes_in_blocks(torch.zeros(2, 3, dtype=torch.bfloat16, device="meta"))
         assert not functional.goes_in_blocks(torch.zeros(2, 3))
 
+    @pytest.mark.parametrize(
+        ("shape", "sizes"), [((1000, 1024), [256, 256, 256, 232]), ((3, 1 << 19), [1, 1, 1]), ((0, 8), [0])]
+    )
+    def test_blocks_are_as_large_as_they_may_be(self, shape, sizes):
+        """A mebibyte in float32, or a single row that is larger."""
+        dim, blocks = functional._blocks(torch.zeros(shape, dtype=torch.bfloat16), (1,))
+        assert dim == 0
+        assert [len(block) for block in blocks] == sizes
+
     def test_memory(self):
         gradient = torch.ones(4096, 1024, dtype=torch.bfloat16)
         wide_copy = 2 * gradient.nbytes
