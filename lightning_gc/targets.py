@@ -7,13 +7,12 @@ unscaling and before clipping. The others are put around ``Optimizer.step``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 Target = Literal["gradient", "clipped_gradient", "update"]
-TARGETS: tuple[str, ...] = get_args(Target)
 
 OnStep = Callable[[Optimizer], None]
 
