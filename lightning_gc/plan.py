@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_gc.metrics import GradientMeans
 from lightning_gc.selection import Entry, Selection, foreign_entry
-from lightning_gc.stores import Store, tensor_store
+from lightning_gc.stores import Store, parameters_of, tensor_store
 
 NO_OPTIMIZER = "in no optimizer"
 
@@ -67,7 +67,7 @@ class Planner:
         takes_foreign: bool = True,
         prefix: str = "gc",
         per_parameter: bool = False,
-        held_by: HeldBy = lambda optimizer: parameters_of(optimizer),
+        held_by: HeldBy = parameters_of,
         make_store: Callable[[Sequence[Entry]], Store] = tensor_store,
     ) -> None:
         self._build = build
@@ -109,7 +109,7 @@ def match_to_optimizers(
     selection: Selection,
     optimizers: Sequence[Optimizer],
     takes_foreign: bool,
-    held_by: HeldBy = lambda optimizer: parameters_of(optimizer),
+    held_by: HeldBy = parameters_of,
 ) -> Selection:
     """Add what the optimizers tell: the parameters that none holds, and those that only they hold.
 
@@ -141,8 +141,3 @@ def optimizer_names(optimizers: Sequence[Optimizer]) -> Mapping[Optimizer, str]:
         seen[kind] = seen.get(kind, 0) + 1
         names[optimizer] = kind if seen[kind] == 1 else f"{kind}-{seen[kind] - 1}"
     return names
-
-
-def parameters_of(optimizer: Optimizer) -> list[Any]:
-    """All parameters of an optimizer, in order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lightning_gc import select
-from lightning_gc.plan import NO_OPTIMIZER, Planner, match_to_optimizers, optimizer_names, parameters_of
+from lightning_gc.plan import NO_OPTIMIZER, Planner, match_to_optimizers, optimizer_names
+from lightning_gc.stores import parameters_of
 
 
 def planner(module, *optimizers, **kwargs) -> Planner:

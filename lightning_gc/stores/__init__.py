@@ -5,7 +5,7 @@ deals with a :class:`Store` and doesn't know which it has.
 """
 
 from lightning_gc.stores.base import Means, Measurement, Role, Store
-from lightning_gc.stores.engines import Engine, tensor_store
+from lightning_gc.stores.engines import Engine, parameters_of, tensor_store
 from lightning_gc.stores.tensors import TensorStore
 
-__all__ = ["Engine", "Means", "Measurement", "Role", "Store", "TensorStore", "tensor_store"]
+__all__ = ["Engine", "Means", "Measurement", "Role", "Store", "TensorStore", "parameters_of", "tensor_store"]

@@ -40,7 +40,7 @@ class Engine:
 
     def held_by(self, optimizer: Optimizer) -> list[Any]:
         """The parameters, as :meth:`parameters_in` gives them, that an optimizer steps on, in order."""
-        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return parameters_of(optimizer)
 
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """What reads and moves the means of these parameters."""
@@ -69,3 +69,8 @@ def tensor_store(entries: Sequence[Entry]) -> Store:
     from lightning_gc.kernels.store import FusedTensorStore
 
     return FusedTensorStore(entries)
+
+
+def parameters_of(optimizer: Optimizer) -> list[Any]:
+    """All parameters in the groups of an optimizer, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
