@@ -10,8 +10,8 @@ from torch import Tensor
 from lightning_gc.functional import is_dtensor
 from lightning_gc.kernels.launch import Batch, Outputs, Rows, as_rows, takes
 from lightning_gc.selection import Entry
-from lightning_gc.stores.base import Means, Measurement, Role, Store
-from lightning_gc.stores.tensors import TensorStore
+from lightning_gc.stores.base import Means, Measurement, Role, Store, join
+from lightning_gc.stores.tensors import TensorStore, tensor_of
 
 
 class FusedTensorStore(Store):
@@ -83,9 +83,7 @@ class FusedTensorStore(Store):
         return of_rest._replace(squared_norm=norm, parameter=places[of_rest.parameter])
 
     def _tensors(self, role: Role) -> list[Tensor | None]:
-        if role == "gradient":
-            return [entry.parameter.grad for entry in self.entries]
-        return [entry.parameter if entry.parameter.requires_grad else None for entry in self.entries]
+        return [tensor_of(entry.parameter, role) for entry in self.entries]
 
     def _plan(self, role: Role, tensors: Sequence[Tensor | None]) -> _Plan:
         """The plan for tensors held like these, made anew when one is held differently than before."""
@@ -147,10 +145,4 @@ def _join(found: Sequence[Measurement]) -> Measurement:
     """One measurement of several, on the device of the first."""
     device = found[0].before.device
     norms = [one.squared_norm.to(device) for one in found if one.squared_norm is not None]
-    return Measurement(
-        torch.cat([one.before.to(device) for one in found]),
-        torch.cat([one.after.to(device) for one in found]),
-        torch.cat([one.fan_in.to(device) for one in found]),
-        torch.stack(norms).sum(0) if norms else None,
-        torch.cat([one.parameter.to(device) for one in found]),
-    )
+    return join(found, device)._replace(squared_norm=torch.stack(norms).sum(0) if norms else None)

@@ -45,7 +45,7 @@ class TensorStore(Store):
     @torch.no_grad()
     def means(self, role: Role) -> Means:
         """See :meth:`Store.means`."""
-        tensors = [_tensor(p, role) for p, _, _ in self._layouts]
+        tensors = [tensor_of(p, role) for p, _, _ in self._layouts]
         return [
             None if tensor is None else vector_means(tensor, dims, groups)
             for tensor, (_, dims, groups) in zip(tensors, self._layouts, strict=True)
@@ -150,7 +150,8 @@ def _is_plain(parameter: Tensor, groups: int) -> bool:
     return groups == 1 and not is_narrow(parameter) and not is_dtensor(parameter) and gradient_dtype == parameter.dtype
 
 
-def _tensor(parameter: Tensor, role: Role) -> Tensor | None:
+def tensor_of(parameter: Tensor, role: Role) -> Tensor | None:
+    """The gradient, or the weight itself; None where there is no gradient, or the weight is frozen."""
     if role == "gradient":
         return parameter.grad
     return parameter if parameter.requires_grad else None
@@ -163,7 +164,7 @@ def _is_unknown(to: Means | None, index: int) -> bool:
 
 def _writable(parameter: Tensor, role: Role) -> Tensor | None:
     """The tensor, after an expanded gradient, whose elements share memory, was replaced by a copy."""
-    tensor = _tensor(parameter, role)
+    tensor = tensor_of(parameter, role)
     if role == "gradient" and tensor is not None and is_expanded(tensor):
         tensor = tensor.contiguous()
         parameter.grad = tensor
