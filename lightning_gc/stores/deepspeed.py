@@ -21,8 +21,7 @@ from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Role, Store
 from lightning_gc.stores.engines import Engine
 from lightning_gc.stores.fragments import Fragment, FragmentPiece, spans_of_chunks
-from lightning_gc.stores.mixed import MixedStore
-from lightning_gc.stores.sharded import ShardedStore
+from lightning_gc.stores.mixed import store_of
 from lightning_gc.stores.tensors import TensorStore
 from lightning_gc.targets import Target
 
@@ -92,8 +91,7 @@ class DeepSpeedEngine(Engine):
             fragments = [self._stage_3(entry) for entry in entries]
         else:
             fragments = self._stage_1_or_2(entries)
-        store = ShardedStore([FragmentPiece(fragment) for fragment in fragments])
-        return MixedStore(entries, [store], self.strategy.root_device)
+        return store_of(entries, [FragmentPiece(fragment) for fragment in fragments], self.strategy.root_device)
 
     def steps_now(self) -> bool:
         """See :meth:`Engine.steps_now`: Lightning announces one for every micro-batch."""

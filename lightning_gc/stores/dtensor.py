@@ -20,9 +20,8 @@ from lightning_gc.functional import accumulation_dtype, is_dtensor, is_expanded
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Role, Store
 from lightning_gc.stores.engines import Engine
-from lightning_gc.stores.mixed import MixedStore
-from lightning_gc.stores.sharded import Piece, ShardedStore
-from lightning_gc.stores.tensors import TensorStore
+from lightning_gc.stores.mixed import store_of
+from lightning_gc.stores.sharded import Piece
 
 
 class DTensorEngine(Engine):
@@ -45,13 +44,8 @@ class DTensorEngine(Engine):
 
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """See :meth:`Engine.make_store`."""
-        sharded = [entry for entry in entries if is_dtensor(entry.parameter)]
-        if not sharded:
-            return TensorStore(entries)
         device = self.strategy.root_device
-        whole = [entry for entry in entries if not is_dtensor(entry.parameter)]
-        parts: list[Store] = [ShardedStore([DTensorPiece(entry, device) for entry in sharded])]
-        return MixedStore(entries, [*parts, TensorStore(whole)] if whole else parts, device)
+        return store_of(entries, [DTensorPiece(e, device) for e in entries if is_dtensor(e.parameter)], device)
 
 
 class DTensorPiece(Piece):

@@ -24,9 +24,7 @@ from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Role, Store
 from lightning_gc.stores.engines import Engine
 from lightning_gc.stores.fragments import Fragment, FragmentPiece, spans_of_chunks
-from lightning_gc.stores.mixed import MixedStore
-from lightning_gc.stores.sharded import ShardedStore
-from lightning_gc.stores.tensors import TensorStore
+from lightning_gc.stores.mixed import store_of
 from lightning_gc.targets import Target
 
 
@@ -85,13 +83,8 @@ class FSDPEngine(Engine):
 
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """See :meth:`Engine.make_store`."""
-        cut = [entry for entry in entries if entry.parameter in self._flattened]
-        if not cut:
-            return TensorStore(entries)
-        fragments = ShardedStore([FragmentPiece(self._fragment(entry)) for entry in cut])
-        whole = [entry for entry in entries if entry.parameter not in self._flattened]
-        parts = [fragments, TensorStore(whole)] if whole else [fragments]
-        return MixedStore(entries, parts, self.strategy.root_device)
+        cut = [FragmentPiece(self._fragment(entry)) for entry in entries if entry.parameter in self._flattened]
+        return store_of(entries, cut, self.strategy.root_device)
 
     def _add_unit(self, handle: Any) -> None:
         flat = handle.flat_param

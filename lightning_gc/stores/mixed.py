@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Means, Measurement, Role, Store, add_up_, join
+from lightning_gc.stores.sharded import Piece, ShardedStore
 from lightning_gc.stores.tensors import TensorStore
 
 
@@ -58,3 +59,13 @@ class MixedStore(Store):
     @staticmethod
     def _of(means: Means | None, indices: Sequence[int]) -> Means | None:
         return None if means is None else [means[index] for index in indices]
+
+
+def store_of(entries: Sequence[Entry], pieces: Sequence[Piece], device: torch.device) -> Store:
+    """The store of entries of which this rank holds some in pieces, and the others whole."""
+    if not pieces:
+        return TensorStore(entries)
+    in_pieces = {id(piece.entry) for piece in pieces}
+    whole = [entry for entry in entries if id(entry) not in in_pieces]
+    parts: list[Store] = [ShardedStore(pieces)]
+    return MixedStore(entries, [*parts, TensorStore(whole)] if whole else parts, device)
