@@ -7,17 +7,21 @@ Yong et al. (2020), arXiv 2004.01461, equation (3), with ``e`` the normalised al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_gc.blocks import (
+    goes_in_blocks,
+    means_in_blocks,
+    recentre_in_blocks_,
+    recentre_measured_in_blocks_,
+    squared_norm_in_blocks,
+)
 from lightning_gc.dims import grouped, resolve_dims
 from lightning_gc.sparse import scatter_means, sum_duplicates, value_dims
-
-# Rows of a 16-bit CPU tensor go through float32 in blocks of this many bytes: small enough to stay
-# in the cache and to need next to no memory, large enough to hide the cost of the calls.
-_BLOCK_BYTES = 1 << 20
+from lightning_gc.traits import accumulation_dtype, is_expanded, is_narrow
 
 
 def centralize(tensor: Tensor, dims: int | Sequence[int] | None = None, *, groups: int = 1) -> Tensor:
@@ -121,19 +125,33 @@ def recentre_(tensor: Tensor, dims: tuple[int, ...], groups: int = 1, to: Tensor
     if tensor.layout == torch.sparse_coo:
         return recentre_(tensor._values(), value_dims(tensor, dims))
     view, dims = grouped(tensor, dims, groups)
-    if not is_narrow(tensor):
-        removed = view.mean(dims, keepdim=True)
-        if to is not None:
-            removed -= to
-        view.sub_(removed)
-        return removed
-    if not goes_in_blocks(tensor):
-        removed = view.mean(dims, keepdim=True, dtype=accumulation_dtype(tensor.dtype))
-        if to is not None:
-            removed -= to
-        view.sub_(removed)
-        return removed
-    return _recentre_in_blocks_(view, dims, to)
+    if goes_in_blocks(view, dims):
+        return recentre_in_blocks_(view, dims, to)
+    removed = view.mean(dims, keepdim=True, dtype=_wide_dtype(view))
+    if to is not None:
+        removed -= to
+    view.sub_(removed)
+    return removed
+
+
+def recentre_measured_(
+    tensor: Tensor, dims: tuple[int, ...], groups: int = 1, to: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`recentre_`, and a look at what it did.
+
+    Returns:
+        The removed means; the means after, as :func:`vector_means` has them; and the squared norm of the whole
+        tensor before. For sparse tensors the removed means are of all weight vectors, too.
+    """
+    if not tensor.is_sparse:
+        view, dims_of_view = grouped(tensor, dims, groups)
+        if goes_in_blocks(view, dims_of_view):
+            return recentre_measured_in_blocks_(view, dims_of_view, to)
+    norm = squared_norm(tensor)
+    removed = recentre_(tensor, dims, groups, to)
+    if tensor.is_sparse:
+        removed = scatter_means(tensor, removed)
+    return removed, vector_means(tensor, dims, groups), norm
 
 
 def vector_means(tensor: Tensor, dims: tuple[int, ...], groups: int = 1) -> Tensor:
@@ -145,87 +163,24 @@ def vector_means(tensor: Tensor, dims: tuple[int, ...], groups: int = 1) -> Tens
     if tensor.layout == torch.sparse_coo:
         return scatter_means(tensor, vector_means(tensor._values(), value_dims(tensor, dims)))
     view, dims = grouped(tensor, dims, groups)
-    if not is_narrow(tensor):
-        return view.mean(dims, keepdim=True)
-    if not goes_in_blocks(tensor):
-        return view.mean(dims, keepdim=True, dtype=accumulation_dtype(tensor.dtype))
-    dim, blocks = _blocks(view, dims)
-    wide = accumulation_dtype(view.dtype)
-    return torch.cat([block.to(wide).mean(dims, keepdim=True) for block in blocks], dim)
+    if is_narrow(view) and goes_in_blocks(view, dims):
+        return means_in_blocks(view, dims)
+    return view.mean(dims, keepdim=True, dtype=_wide_dtype(view))
 
 
 def squared_norm(tensor: Tensor) -> Tensor:
     """The sum of the squared absolute values, a scalar in the real :func:`accumulation_dtype`."""
     if tensor.layout == torch.sparse_coo:
         return squared_norm(sum_duplicates(tensor))
-    if not goes_in_blocks(tensor):
-        wide = accumulation_dtype(tensor.dtype)
-        norm: Tensor = torch.linalg.vector_norm(tensor, dtype=None if wide == tensor.dtype else wide)
-        return norm.square()
-    wide = accumulation_dtype(tensor.dtype)
-    _, blocks = _blocks(tensor, ())
-    return torch.stack([torch.linalg.vector_norm(block.to(wide)).square() for block in blocks]).sum()
+    if is_narrow(tensor) and goes_in_blocks(tensor, ()):
+        return squared_norm_in_blocks(tensor)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide_dtype(tensor))
+    return norm.square()
 
 
-def _recentre_in_blocks_(view: Tensor, dims: tuple[int, ...], to: Tensor | None) -> Tensor:
-    dim, blocks = _blocks(view, dims)
-    wide_dtype = accumulation_dtype(view.dtype)
-    removed: list[Tensor] = []
-    start = 0
-    for block in blocks:
-        wide = block.to(wide_dtype)
-        mean = wide.mean(dims, keepdim=True)
-        if to is not None:
-            mean -= to if dim in dims else to.narrow(dim, start, block.shape[dim])
-        block.copy_(wide.sub_(mean))
-        removed.append(mean)
-        start += block.shape[dim]
-    return torch.cat(removed, dim)
-
-
-def _blocks(view: Tensor, dims: tuple[int, ...]) -> tuple[int, Iterator[Tensor]]:
-    """Cut `view` along its largest dim that is no fan-in dim, into views of some `_BLOCK_BYTES`."""
-    kept = [dim for dim in range(view.dim()) if dim not in dims]
-    if not kept:  # a single weight vector: there is nothing to cut
-        return 0, iter((view,))
-    dim = max(kept, key=lambda d: view.shape[d])
-    bytes_each = 4 * view.numel() // max(1, view.shape[dim])
-    return dim, iter(torch.split(view, max(1, _BLOCK_BYTES // max(1, bytes_each)), dim))
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that means are accumulated in: float32 at least."""
-    if dtype.is_complex:
-        return torch.complex64 if dtype.itemsize < 8 else dtype
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
-def is_narrow(tensor: Tensor) -> bool:
-    """Whether means in the tensor's own type would be too coarse."""
-    return accumulation_dtype(tensor.dtype) != tensor.dtype
-
-
-def goes_in_blocks(tensor: Tensor) -> bool:
-    """Whether a mean in a wider type would copy the whole tensor, as CPU kernels do for 16 bits."""
-    return is_narrow(tensor) and tensor.device.type == "cpu" and not is_dtensor(tensor)
-
-
-def is_dtensor(tensor: Tensor) -> bool:
-    """Whether `tensor` is a DTensor, without importing torch.distributed."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
-
-
-def is_expanded(tensor: Tensor) -> bool:
-    """Whether several elements of a dense tensor share one place in memory."""
-    if tensor.layout != torch.strided:
-        return False
-    reach = 0  # how far the dims of smaller strides reach: the next stride must lead beyond it
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride <= reach:
-                return True
-            reach += stride * (size - 1)
-    return False
+def _wide_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What to accumulate in where the tensor's own type is too coarse; None where it is not."""
+    return accumulation_dtype(tensor.dtype) if is_narrow(tensor) else None
 
 
 def _check_dtype(tensor: Tensor) -> None:

@@ -11,7 +11,9 @@ from torch import nn
 
 from lightning_gc import centralize, centralize_, functional
 from lightning_gc.functional import recentre_, squared_norm, vector_means
+from lightning_gc.traits import accumulation_dtype
 from tests import oracle
+from tests.cases import LAYOUTS
 
 # The cases of optax's own test of `centralize()`.
 OPTAX_CASES = [
@@ -24,21 +26,6 @@ OPTAX_CASES = [
     ),
 ]
 
-# shape, fan-in dims, groups: of the layers in the table of layouts, and some odd ones.
-LAYOUTS = [
-    pytest.param((5, 7), (1,), 1, id="linear"),
-    pytest.param((4, 3, 2, 5), (1, 2, 3), 1, id="conv"),
-    pytest.param((4, 3, 2, 5), (0, 2, 3), 1, id="transposed conv"),
-    pytest.param((6, 3, 2, 5), (0, 2, 3), 3, id="grouped transposed conv"),
-    pytest.param((6, 1, 3), (0, 2), 6, id="depthwise transposed conv"),
-    pytest.param((5, 7), (0,), 1, id="transposed linear"),
-    pytest.param((2, 3, 4), (2,), 1, id="experts, out by in"),
-    pytest.param((2, 3, 4), (1,), 1, id="experts, in by out"),
-    pytest.param((3, 4), (0, 1), 1, id="one weight vector"),
-    pytest.param((7,), (0,), 1, id="one dim"),
-    pytest.param((6,), (0,), 2, id="one dim in groups"),
-    pytest.param((1, 1, 1), (1, 2), 1, id="one element"),
-]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 
 
@@ -109,7 +96,7 @@ class TestAgainstTheOracle:
 
     def test_means(self, tensor, dims, groups, dtype):
         means = vector_means(tensor, dims, groups)
-        assert means.dtype == functional.accumulation_dtype(dtype)
+        assert means.dtype == accumulation_dtype(dtype)
         np.testing.assert_allclose(
             means.flatten().numpy(), oracle.means_of(oracle.to_numpy(tensor), dims, groups), rtol=1e-6
         )
@@ -286,25 +273,8 @@ class TestDerivatives:
         np.testing.assert_allclose(gradient.detach().numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        (torch.float8_e4m3fn, torch.float32),
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-        (torch.complex32, torch.complex64),
-        (torch.complex64, torch.complex64),
-        (torch.complex128, torch.complex128),
-    ],
-)
-def test_accumulation_dtype(dtype, expected):
-    assert functional.accumulation_dtype(dtype) == expected
-
-
 class TestSixteenBits:
-    """One rounding of the element type, and next to no memory."""
+    """One rounding of the element type."""
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("fan_in", [64, 576, 4096, pytest.param(28672, marks=pytest.mark.slow)])
@@ -333,81 +303,16 @@ class TestSixteenBits:
         assert (out.mean(1).abs() > bound).any()
 
     @pytest.mark.parametrize(("shape", "dims", "groups"), LAYOUTS)
-    def test_blocks_change_nothing(self, shape, dims, groups, monkeypatch):
-        """However small the blocks are cut."""
-        tensor = torch.randn(shape, dtype=torch.bfloat16)
-        whole, cut = tensor.clone(), tensor.clone()
-        target = vector_means(tensor, dims, groups) / 2
-        removed = recentre_(whole, dims, groups, target)
-        means, norm = vector_means(whole, dims, groups), squared_norm(whole)
-        monkeypatch.setattr(functional, "_BLOCK_BYTES", 1)
-        torch.testing.assert_close(recentre_(cut, dims, groups, target), removed)
-        assert torch.equal(cut, whole)
-        torch.testing.assert_close(vector_means(cut, dims, groups), means)
-        torch.testing.assert_close(squared_norm(cut), norm)
-
-    @pytest.mark.parametrize(("shape", "dims", "groups"), LAYOUTS)
     @pytest.mark.parametrize("moved", [False, True])
     def test_the_way_of_other_devices_agrees(self, shape, dims, groups, moved, monkeypatch):
         """On other devices than the CPU the kernels widen as they read, so nothing is cut into blocks."""
         tensor = torch.randn(shape, dtype=torch.bfloat16)
-        blocks, kernels = tensor.clone(), tensor.clone()
+        in_blocks, kernels = tensor.clone(), tensor.clone()
         target = vector_means(tensor, dims, groups) / 2 if moved else None
-        removed = recentre_(blocks, dims, groups, target)
-        norm, means = squared_norm(blocks), vector_means(blocks, dims, groups)
-        monkeypatch.setattr(functional, "goes_in_blocks", lambda tensor: False)
+        removed = recentre_(in_blocks, dims, groups, target)
+        norm, means = squared_norm(in_blocks), vector_means(in_blocks, dims, groups)
+        monkeypatch.setattr(functional, "goes_in_blocks", lambda tensor, dims: False)
         torch.testing.assert_close(recentre_(kernels, dims, groups, target), removed)
-        torch.testing.assert_close(kernels, blocks)
+        torch.testing.assert_close(kernels, in_blocks)
         torch.testing.assert_close(vector_means(kernels, dims, groups), means)
         torch.testing.assert_close(squared_norm(kernels), norm)
-
-    @pytest.mark.parametrize(
-        ("shape", "dims", "groups"),
-        [
-            pytest.param((11000, 4096), (1,), 1, id="linear"),
-            pytest.param((4096, 11000), (0,), 1, id="transposed linear"),
-            pytest.param((2048, 2444, 3, 3), (0, 2, 3), 1, id="transposed conv"),
-            pytest.param((2048, 2444, 3, 3), (0, 2, 3), 32, id="grouped transposed conv"),
-            pytest.param((8, 5632, 1000), (1,), 1, id="experts"),
-        ],
-    )
-    def test_memory_of_a_large_gradient(self, shape, dims, groups):
-        """At most 8 MB for a gradient of 90 MB, where a float32 copy would need 180 MB."""
-        gradient = torch.ones(shape, dtype=torch.bfloat16)
-        assert gradient.nbytes >= 90e6 * 0.98
-        assert peak_of(lambda: recentre_(gradient, dims, groups)) <= 8e6
-        assert peak_of(lambda: vector_means(gradient, dims, groups)) <= 8e6
-        assert peak_of(lambda: squared_norm(gradient)) <= 8e6
-
-    def test_only_what_a_cpu_kernel_would_widen_as_a_whole_goes_in_blocks(self):
-        assert functional.goes_in_blocks(torch.zeros(2, 3, dtype=torch.bfloat16))
-        assert not functional.goes_in_blocks(torch.zeros(2, 3, dtype=torch.bfloat16, device="meta"))
-        assert not functional.goes_in_blocks(torch.zeros(2, 3))
-
-    @pytest.mark.parametrize(
-        ("shape", "sizes"), [((1000, 1024), [256, 256, 256, 232]), ((3, 1 << 19), [1, 1, 1]), ((0, 8), [0])]
-    )
-    def test_blocks_are_as_large_as_they_may_be(self, shape, sizes):
-        """A mebibyte in float32, or a single row that is larger."""
-        dim, blocks = functional._blocks(torch.zeros(shape, dtype=torch.bfloat16), (1,))
-        assert dim == 0
-        assert [len(block) for block in blocks] == sizes
-
-    def test_memory(self):
-        gradient = torch.ones(4096, 1024, dtype=torch.bfloat16)
-        wide_copy = 2 * gradient.nbytes
-        assert peak_of(lambda: centralize_(gradient)) <= 4 * functional._BLOCK_BYTES < wide_copy / 2
-        assert peak_of(lambda: gradient.mean(1, dtype=torch.float32)) >= wide_copy  # the measure works
-
-
-def peak_of(action) -> int:
-    """The most memory that tensors made inside `action` hold at a time, in bytes."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        action()
-    held = peak = 0
-    for event in sorted(
-        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
-    ):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_gc.functional import is_dtensor
 from lightning_gc.kernels.launch import Batch, Outputs, Rows, as_rows, takes
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Means, Measurement, Role, Store, join
 from lightning_gc.stores.tensors import TensorStore, tensor_of
+from lightning_gc.traits import is_dtensor
 
 
 class FusedTensorStore(Store):

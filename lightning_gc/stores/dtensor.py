@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_gc.dims import grouped
-from lightning_gc.functional import accumulation_dtype, is_dtensor, is_expanded
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Role, Store
 from lightning_gc.stores.engines import Engine
 from lightning_gc.stores.mixed import store_of
 from lightning_gc.stores.sharded import Piece
+from lightning_gc.traits import accumulation_dtype, is_dtensor, is_expanded
 
 
 class DTensorEngine(Engine):

@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_gc.functional import accumulation_dtype, squared_norm
+from lightning_gc.functional import squared_norm
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Means, Measurement, Role, Store, add_up_, join
+from lightning_gc.traits import accumulation_dtype
 
 
 class Piece(ABC):

@@ -8,19 +8,14 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from lightning_gc.blocks import is_large
 from lightning_gc.dims import fan_in_of
-from lightning_gc.functional import (
-    is_dtensor,
-    is_expanded,
-    is_narrow,
-    recentre_,
-    squared_norm,
-    vector_means,
-)
+from lightning_gc.functional import recentre_, squared_norm, vector_means
 from lightning_gc.selection import Entry
 from lightning_gc.sparse import scatter_means
 from lightning_gc.stores.base import Means, Measurement, Role, Store, concatenate
 from lightning_gc.stores.measured import Centralized, Measured, Measurer
+from lightning_gc.traits import is_dtensor, is_expanded, is_narrow
 
 _GRADIENT = attrgetter("grad")  # half the time of `parameter.grad` in a loop
 
@@ -35,7 +30,7 @@ class TensorStore(Store):
         self._plain = [
             (index, parameter, dims, 1 / max(1, fan_in_of(parameter.shape, dims)))
             for index, (parameter, dims, groups) in enumerate(self._layouts)
-            if _is_plain(parameter, groups)
+            if _is_plain(parameter, dims, groups)
         ]
         self._plain_parameters = [parameter for _, parameter, *_ in self._plain]
         plain = {index for index, *_ in self._plain}
@@ -143,11 +138,13 @@ def _recentre_and_look_(
     return removed, vector_means(tensor, dims, groups)
 
 
-def _is_plain(parameter: Tensor, groups: int) -> bool:
+def _is_plain(parameter: Tensor, dims: tuple[int, ...], groups: int) -> bool:
     """Whether a dense gradient of the parameter can be summed in its own dtype, as it is."""
     # A parameter may take gradients of another dtype, or (None) of any.
     gradient_dtype = getattr(parameter, "grad_dtype", parameter.dtype)
-    return groups == 1 and not is_narrow(parameter) and not is_dtensor(parameter) and gradient_dtype == parameter.dtype
+    if groups != 1 or gradient_dtype != parameter.dtype or is_narrow(parameter) or is_dtensor(parameter):
+        return False
+    return parameter.device.type != "cpu" or not is_large(parameter, dims)
 
 
 def tensor_of(parameter: Tensor, role: Role) -> Tensor | None:

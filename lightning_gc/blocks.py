@@ -1,0 +1,107 @@
+"""Tensors that a CPU goes through block by block, each block in the cache from its first read to its last.
+
+16-bit tensors always, since CPU kernels would make a float32 copy of the whole tensor. Others only if they are large
+and torch has one thread: with several, each small operation waits for all of them, which costs more than
+it gains, and very much more where other processes have the cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_gc.traits import accumulation_dtype, is_dtensor, is_narrow
+
+# Large enough to hide the cost of the calls. Of a narrow tensor there are two copies of a block at a time.
+NARROW_BLOCK_BYTES = 1 << 20
+WIDE_BLOCK_BYTES = 1 << 21
+
+
+def goes_in_blocks(tensor: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether it is worth while to go through the tensor in blocks of whole weight vectors."""
+    if tensor.device.type != "cpu" or is_dtensor(tensor):
+        return False
+    return is_narrow(tensor) or (torch.get_num_threads() == 1 and is_large(tensor, dims))
+
+
+def is_large(tensor: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether a tensor has more than two blocks, and weight vectors that lie apart from each other.
+
+    Where they are interleaved, as in transposed layers, a block is thousands of short stretches of memory.
+    """
+    if tensor.numel() * tensor.element_size() <= 2 * WIDE_BLOCK_BYTES:
+        return False
+    strides = tensor.stride()
+    within = max((strides[d] for d in dims), default=0)
+    return all(strides[d] > within for d in range(tensor.dim()) if d not in dims and tensor.shape[d] > 1)
+
+
+def recentre_in_blocks_(view: Tensor, dims: tuple[int, ...], to: Tensor | None) -> Tensor:
+    """Move the mean of each weight vector to `to`, in place; return what was removed."""
+    dim, blocks = _blocks(view, dims)
+    goals = _goals(to, blocks, dim, dims)
+    return torch.cat(
+        [_recentre_(block, _widened(block), dims, goal) for block, goal in zip(blocks, goals, strict=True)], dim
+    )
+
+
+def recentre_measured_in_blocks_(
+    view: Tensor, dims: tuple[int, ...], to: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same; return also the means after and the squared norm before."""
+    dim, blocks = _blocks(view, dims)
+    before, after, norms = [], [], []
+    for block, goal in zip(blocks, _goals(to, blocks, dim, dims), strict=True):
+        wide = _widened(block)
+        norms.append(torch.linalg.vector_norm(wide))
+        before.append(_recentre_(block, wide, dims, goal))
+        after.append(_widened(block).mean(dims, keepdim=True))
+    return torch.cat(before, dim), torch.cat(after, dim), torch.stack(norms).square().sum()
+
+
+def means_in_blocks(view: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The mean of each weight vector, with `dims` kept as size 1."""
+    dim, blocks = _blocks(view, dims)
+    return torch.cat([_widened(block).mean(dims, keepdim=True) for block in blocks], dim)
+
+
+def squared_norm_in_blocks(tensor: Tensor) -> Tensor:
+    """The sum of the squared absolute values."""
+    _, blocks = _blocks(tensor, ())
+    return torch.stack([torch.linalg.vector_norm(_widened(block)) for block in blocks]).square().sum()
+
+
+def _recentre_(block: Tensor, wide: Tensor, dims: tuple[int, ...], goal: Tensor | None) -> Tensor:
+    """Move the means of one block, by way of its widened copy if that is another; return what was removed."""
+    removed = wide.mean(dims, keepdim=True)
+    if goal is not None:
+        removed -= goal
+    wide.sub_(removed)
+    if wide is not block:
+        block.copy_(wide)
+    return removed
+
+
+def _goals(to: Tensor | None, blocks: Sequence[Tensor], dim: int, dims: tuple[int, ...]) -> Sequence[Tensor | None]:
+    """The part of `to` that is of each block."""
+    if to is None or dim in dims:
+        return [to] * len(blocks)
+    return torch.split(to, [block.shape[dim] for block in blocks], dim)
+
+
+def _blocks(view: Tensor, dims: tuple[int, ...]) -> tuple[int, Sequence[Tensor]]:
+    """Cut `view` along its largest dim that is no fan-in dim."""
+    kept = [dim for dim in range(view.dim()) if dim not in dims]
+    if not kept:  # a single weight vector: there is nothing to cut
+        return 0, (view,)
+    dim = max(kept, key=lambda d: view.shape[d])
+    size = NARROW_BLOCK_BYTES if is_narrow(view) else WIDE_BLOCK_BYTES
+    bytes_each = accumulation_dtype(view.dtype).itemsize * view.numel() // max(1, view.shape[dim])
+    return dim, torch.split(view, max(1, size // max(1, bytes_each)), dim)
+
+
+def _widened(block: Tensor) -> Tensor:
+    """The block itself, or a copy of it in the dtype that means are accumulated in."""
+    return block.to(accumulation_dtype(block.dtype))
