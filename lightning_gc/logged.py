@@ -6,8 +6,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
+from lightning_gc.measurement import Measurement
 from lightning_gc.plan import Plan
-from lightning_gc.stores import Engine, Measurement
+from lightning_gc.stores import Engine
 
 
 class LoggedMeans:
@@ -35,11 +36,11 @@ class LoggedMeans:
 
     def log(self, plan: Plan, measurement: Measurement) -> None:
         """Log the measurement of one step of one optimizer."""
-        means = plan.means.to(measurement.before.device)
-        means.reset()
-        means.update(*measurement)
-        plan.store.sum_over_ranks_([getattr(means, name) for name in means.metric_state])
-        values = {f"{plan.prefix}/{name}": value for name, value in means.compute().items()}
+        if not plan.logged_names:
+            measurement = measurement.total()
+        # In place: what there is to sum over the ranks.
+        plan.store.sum_over_ranks_([sums for sums in measurement if sums is not None])
+        values = {f"{plan.prefix}/{name}": value for name, value in measurement.values(plan.logged_names).items()}
         # The batch size is of no use to a value of one step, but Lightning asks for it with `dataloader_iter`.
         self._module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
@@ -49,14 +50,7 @@ class LoggedMeans:
         scale = self._engine.gradient_scale(optimizer)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scale = scaler.scale(torch.ones((), device=measurement.before.device))
-        if scale is None:
-            return measurement
-        norm = measurement.squared_norm
-        return measurement._replace(
-            before=measurement.before / scale,
-            after=measurement.after / scale,
-            squared_norm=None if norm is None else norm / scale / scale,
-        )
+        return measurement if scale is None else measurement.unscaled(scale)
 
 
 def steps_done(trainer: Trainer) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-MEAN_PRE, MEAN_POST, REMOVED_NORM = "mean_pre", "mean_post", "removed_norm"
+from lightning_gc.measurement import Measurement
 
 
 class GradientMeans(Metric):
@@ -117,12 +117,8 @@ class GradientMeans(Metric):
         """
         if self._is_synced and not self._has_norm:  # the other ranks may have had something to measure
             self._has_norm = bool(self.squared_norm.any())
-        values = self._ratios(*(s.sum() for s in self._states()))
-        of_each = self._ratios(*self._states())
-        for quantity, of_parameters in of_each.items():
-            for name, value in zip(self.names, of_parameters, strict=False):
-                values[f"{quantity}/{name}"] = value
-        return values
+        measurement = Measurement(*self._states())
+        return (measurement if self._has_norm else measurement._replace(squared_norm=None)).values(self.names)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the sums of another metric, or of its state.
@@ -153,18 +149,5 @@ class GradientMeans(Metric):
         """
         return self._plot(val, ax)
 
-    def _states(self) -> tuple[Tensor, ...]:
+    def _states(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return self.vectors, self.sum_before, self.sum_after, self.squared_removed, self.squared_norm
-
-    def _ratios(
-        self, vectors: Tensor, before: Tensor, after: Tensor, removed: Tensor, norm: Tensor
-    ) -> dict[str, Tensor]:
-        values = {MEAN_PRE: _ratio(before, vectors), MEAN_POST: _ratio(after, vectors)}
-        if self._has_norm:
-            values[REMOVED_NORM] = _ratio(removed, norm).sqrt()
-        return {name: value.float() for name, value in values.items()}
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole``, and 0 for 0 / 0: an absent parameter removes nothing."""
-    return torch.where(whole == 0, part, part / whole)

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from lightning_gc.metrics import GradientMeans
 from lightning_gc.selection import Entry, Selection, foreign_entry
 from lightning_gc.stores import Store, parameters_of, tensor_store
 
@@ -27,14 +26,14 @@ class Plan:
     Attributes:
         parameters: All the optimizer's parameters when the plan was made.
         store: Those of them that have fan-in dims.
-        means: What measures them.
         prefix: The prefix of the names that are logged.
+        logged_names: The names of the parameters whose means are logged each by itself; none: the totals alone.
     """
 
     parameters: list[nn.Parameter]
     store: Store
-    means: GradientMeans
     prefix: str
+    logged_names: Sequence[str]
 
     def __post_init__(self) -> None:
         """Note which parameters had no shape yet: they are to be looked at again."""
@@ -101,8 +100,7 @@ class Planner:
         wanted = {entry.parameter: entry for entry in self.selection if entry.layout is not None}
         entries = [wanted[parameter] for parameter in parameters if parameter in wanted]
         names = [entry.name for entry in entries] if self._per_parameter else []
-        # What there is to sum over the ranks, the store sums.
-        return Plan(parameters, self._make_store(entries), GradientMeans(names, sync_on_compute=False), prefix)
+        return Plan(parameters, self._make_store(entries), prefix, names)
 
 
 def match_to_optimizers(

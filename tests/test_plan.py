@@ -106,10 +106,10 @@ def test_names_are_those_of_the_learning_rate_monitor(module):
     assert list(optimizer_names(made).values()) == ["Adam", "SGD", "Adam-1", "Adam-2"]
 
 
-@pytest.mark.parametrize(("per_parameter", "wanted"), [(True, ("0.weight", "2.weight")), (False, ())])
+@pytest.mark.parametrize(("per_parameter", "wanted"), [(True, ["0.weight", "2.weight"]), (False, [])])
 def test_each_parameter_is_measured_by_itself_if_asked_for(module, per_parameter, wanted):
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    assert planner(module, optimizer, per_parameter=per_parameter).plan_for(optimizer).means.names == wanted
+    assert planner(module, optimizer, per_parameter=per_parameter).plan_for(optimizer).logged_names == wanted
 
 
 def test_parameters_that_only_an_optimizer_holds(module):

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_map
 
 import lightning_gc.fit
 from lightning_gc import GradientCentralization, select
-from lightning_gc.metrics import GradientMeans
 from lightning_gc.stores import TensorStore
 from lightning_gc.targets import after_closure, around_step
 from tests.models import Classifier, fit, image_batches
@@ -110,11 +109,10 @@ def test_no_value_is_needed(role):
 @pytest.mark.parametrize("names", [[], ["a", "b", "c", "d"]])
 def test_no_value_is_needed_to_log(names):
     store = on_meta()
-    metric = GradientMeans(names, sync_on_compute=False).to("meta")
     for _ in range(2):
-        metric.update(*store.recentre_measured_("gradient"))
-        metric.update(*store.recentre_measured_("weight", store.means("weight")))
-    assert {value.device.type for value in metric.compute().values()} == {"meta"}
+        of_gradients = store.recentre_measured_("gradient").values(names)
+        of_weights = store.recentre_measured_("weight", store.means("weight")).values(names)
+        assert {value.device.type for value in [*of_gradients.values(), *of_weights.values()]} == {"meta"}
 
 
 def test_a_read_would_show():

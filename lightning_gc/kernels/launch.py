@@ -40,6 +40,22 @@ class Outputs(NamedTuple):
     squares: Tensor | None
 
 
+class Described(NamedTuple):
+    """What is known of the rows of a batch before any step.
+
+    Attributes:
+        fan_in: Of each row, float32.
+        owner: The tensor in the batch that each row is of.
+        rows: How many rows each tensor has, float32.
+        places: The place of each tensor among all those of the store.
+    """
+
+    fan_in: Tensor
+    owner: Tensor
+    rows: Tensor
+    places: Tensor
+
+
 def takes(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel runs there, on that."""
     return dtype in _DTYPES and (device.type == "cuda" or (INTERPRETED and device.type == "cpu"))
@@ -92,7 +108,7 @@ class Batch:
         self._programs: list[tuple[bool, Tensor]] = []
         self._addresses: tuple[list[int], Tensor] | None = None
         self._to_addresses: tuple[list[int], Tensor] | None = None
-        self._described: tuple[Tensor, Tensor] | None = None
+        self._described: Described | None = None
 
     def __call__(
         self,
@@ -140,13 +156,18 @@ class Batch:
                 )
         return None if before is None else Outputs(before, after, squares)
 
-    def described(self, fan_in: Sequence[int], parameter: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The fan-in and the parameter of each row, from those of each tensor; planned once."""
+    def described(self, fan_in: Sequence[int], places: Sequence[int]) -> Described:
+        """What is known of each row, from the fan-in of each tensor and its place among all; planned once."""
         if self._described is None:
             counts = torch.tensor([r.number for r in self._rows], device=self._device)
             lengths = torch.tensor(fan_in, device=self._device, dtype=torch.float32)
-            owners = torch.tensor(parameter, device=self._device)
-            self._described = (lengths.repeat_interleave(counts), owners.repeat_interleave(counts))
+            owners = torch.arange(len(self._rows), device=self._device)
+            self._described = Described(
+                lengths.repeat_interleave(counts),
+                owners.repeat_interleave(counts),
+                counts.float(),
+                torch.tensor(places, device=self._device),
+            )
         return self._described
 
     def _look_up(self, addresses: list[int]) -> Tensor:

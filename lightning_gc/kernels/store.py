@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_gc.kernels.launch import Batch, Outputs, Rows, as_rows, takes
+from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
-from lightning_gc.stores.base import Means, Measurement, Role, Store, join
+from lightning_gc.stores.base import Means, Role, Store
 from lightning_gc.stores.tensors import TensorStore, tensor_of
 from lightning_gc.traits import is_dtensor
 
@@ -58,29 +59,27 @@ class FusedTensorStore(Store):
         found = [self._launch(role, tensors, batch, indices, to) for batch, indices in plan.batches]
         of_rest = plan.rest.recentre_measured_(role, _some(to, plan.rest_indices))
         if of_rest is not None:
-            found.append(self._of_all(of_rest, plan.rest_indices))
-        return _join(found) if found else None
+            found.append((of_rest, plan.rest_places))
+        if not found:
+            return None
+        device, count = found[0][0].vectors.device, len(self.entries)
+        return Measurement.added([part.placed(places.to(device), count, device) for part, places in found])
 
     def _launch(
         self, role: Role, tensors: Sequence[Tensor | None], batch: Batch, indices: Sequence[int], to: Means | None
-    ) -> Measurement:
+    ) -> tuple[Measurement, Tensor]:
+        """One batch, and the places of its tensors among the entries."""
         outputs = batch(_pick(tensors, indices), _goals(to, indices), measure=True)
         assert isinstance(outputs, Outputs)
         assert outputs.after is not None
         assert outputs.squares is not None
-        fan_in, parameter = batch.described([self.entries[i].fan_in for i in indices], indices)
-        norm = None
-        if role == "gradient":
-            norm = outputs.squares.new_zeros(len(self.entries)).index_add_(0, parameter, outputs.squares)
-        return Measurement(outputs.before.abs(), outputs.after.abs(), fan_in, norm, parameter)
-
-    def _of_all(self, of_rest: Measurement, indices: Sequence[int]) -> Measurement:
-        """A measurement of the rest, with parameters numbered as all of them are."""
-        places = torch.tensor(indices, device=of_rest.parameter.device)
-        norm = of_rest.squared_norm
-        if norm is not None:
-            norm = norm.new_zeros(len(self.entries)).index_copy_(0, places, norm)
-        return of_rest._replace(squared_norm=norm, parameter=places[of_rest.parameter])
+        known = batch.described([self.entries[i].fan_in for i in indices], indices)
+        before, after = outputs.before.abs(), outputs.after.abs()
+        rows = torch.stack([before, after, before.square() * known.fan_in, outputs.squares])
+        # Rows to tensors: one launch, whatever their number.
+        sums = rows.new_zeros(len(rows), len(indices)).index_add_(1, known.owner, rows)
+        norm = sums[3] if role == "gradient" else None
+        return Measurement(known.rows, sums[0], sums[1], sums[2], norm), known.places
 
     def _tensors(self, role: Role) -> list[Tensor | None]:
         return [tensor_of(entry.parameter, role) for entry in self.entries]
@@ -116,6 +115,7 @@ class _Plan:
         taken = {i for _, indices in self.batches for i in indices}
         self.rest_indices = [i for i in range(len(entries)) if i not in taken]
         self.rest = TensorStore([entries[i] for i in self.rest_indices])
+        self.rest_places = torch.tensor(self.rest_indices, dtype=torch.int64)
 
 
 def _rows(entry: Entry, tensor: Tensor) -> Rows | None:
@@ -139,10 +139,3 @@ def _goals(to: Means | None, indices: Sequence[int]) -> list[Tensor] | None:
     if to is None:
         return None
     return [goal.to(torch.float32).contiguous() for goal in _pick(to, indices)]
-
-
-def _join(found: Sequence[Measurement]) -> Measurement:
-    """One measurement of several, on the device of the first."""
-    device = found[0].before.device
-    norms = [one.squared_norm.to(device) for one in found if one.squared_norm is not None]
-    return join(found, device)._replace(squared_norm=torch.stack(norms).sum(0) if norms else None)

@@ -4,8 +4,8 @@ This is the library's one seam towards the engines that shard parameters and gra
 deals with a :class:`Store` and doesn't know which it has.
 """
 
-from lightning_gc.stores.base import Means, Measurement, Role, Store
+from lightning_gc.stores.base import Means, Role, Store
 from lightning_gc.stores.engines import Engine, parameters_of, tensor_store
 from lightning_gc.stores.tensors import TensorStore
 
-__all__ = ["Engine", "Means", "Measurement", "Role", "Store", "TensorStore", "parameters_of", "tensor_store"]
+__all__ = ["Engine", "Means", "Role", "Store", "TensorStore", "parameters_of", "tensor_store"]

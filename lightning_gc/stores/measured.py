@@ -1,19 +1,20 @@
-"""The measurement of gradients that were centralized, at little more than their own cost.
+"""The measurement of what was centralized, at little more than its own cost.
 
-Small gradients of one shape are measured together, from a copy of at most `_COPY_BYTES`; everything that
-depends on shapes alone is planned once. Nothing is read on the host.
+What is of one shape is measured together: the sums of weight vectors, and of small gradients the elements, too,
+from a copy of at most `_COPY_BYTES`. Everything that depends on shapes alone is planned once. Nothing is read on
+the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
-from lightning_gc.stores.base import Measurement
 
 _COPY_BYTES = 1 << 20
 
@@ -21,138 +22,133 @@ _COPY_BYTES = 1 << 20
 _SMALL_BYTES = _COPY_BYTES // 32
 
 
-class Centralized(NamedTuple):
-    """A gradient that was centralized.
+class Seen(NamedTuple):
+    """A tensor whose weight vectors were moved.
 
     Attributes:
-        tensor: The gradient after, dense and of its parameter's whole shape.
-        dims: The fan-in dims.
-        sums: The sum of each weight vector before, with `dims` kept as size 1.
-        after: The sum of each weight vector after; None: still to be measured.
-        norm: The norm after.
+        place: That of its entry in the store.
+        divisor: What makes means of `before` and `after`: the fan-in where these are sums, else 1.
+        before: Of each weight vector, its mean (or sum) before; with the fan-in dims kept as size 1.
+        after: The same after; None: still to be measured, with the norm.
+        norm: The norm of the whole tensor: after where there are sums, before where there are means. None for weights.
+        tensor: The tensor after, if it is still to be measured; dense, and of its parameter's whole shape.
     """
 
-    tensor: Tensor
-    dims: tuple[int, ...]
-    sums: Tensor
-    after: Tensor | None = None
-    norm: Tensor | None = None
-
-    @classmethod
-    def of(cls, tensor: Tensor, dims: tuple[int, ...], sums: Tensor) -> Centralized:
-        """A gradient that was centralized just now."""
-        if tensor.numel() * tensor.element_size() <= _SMALL_BYTES:
-            return cls(tensor, dims, sums)
-        return cls(tensor, dims, sums, tensor.sum(dims, True), torch.linalg.vector_norm(tensor).view(1))
-
-
-class Measured(NamedTuple):
-    """A gradient that was measured already: its means before and after, and its squared norm before."""
-
+    place: int
+    divisor: int
     before: Tensor
-    after: Tensor
-    squared_norm: Tensor
+    after: Tensor | None
+    norm: Tensor | None
+    tensor: Tensor | None = None
 
 
-Found = Mapping[int, Centralized | Measured]
-"""By the index of the entry."""
+def is_small(parameter: Tensor) -> bool:
+    """Whether gradients of the parameter are measured together with others."""
+    return parameter.numel() * parameter.element_size() <= _SMALL_BYTES
 
 
 class Measurer:
-    """Measures gradients of the same entries, shapes and devices again and again.
+    """Measures tensors of the same entries, shapes and devices again and again.
 
     Args:
         entries: All entries of the store.
-        found: What is measured; only shapes, dtypes and devices are looked at.
+        seen: What is measured; only shapes, dtypes and devices are looked at.
     """
 
-    def __init__(self, entries: Sequence[Entry], found: Found) -> None:
-        self._signature = signature(found)
-        self._batches = _batches(found)
-        order = [index for batch in self._batches for index in batch]
-        device = _any_tensor(found[order[0]]).device
-        fan_in = torch.tensor([entries[index].fan_in for index in order], device=device, dtype=torch.float32)
-        counts = [entries[index].weight_vectors for index in order]
-        vectors, total = torch.tensor(counts, device=device), sum(counts)  # without the total, the host would read it
-        self._device = device
-        self._parameters = len(entries)
-        self._order = torch.tensor(order, device=device)
-        self._parameter = self._order.repeat_interleave(vectors, output_size=total)
-        self._fan_in = fan_in.repeat_interleave(vectors, output_size=total)
-        # Of gradients that were centralized by their sums, and 1 where there are means.
-        unknown = torch.tensor([isinstance(found[index], Centralized) for index in order], device=device)
-        self._divisor = torch.where(unknown, fan_in, 1.0).repeat_interleave(vectors, output_size=total)
-        self._removed_is_missing = unknown.repeat_interleave(vectors, output_size=total)
+    def __init__(self, entries: Sequence[Entry], seen: Sequence[Seen]) -> None:
+        self._signature = signature(seen)
+        self._batches = _batches(seen)
+        order = [seen[i] for batch in self._batches for i in batch]
+        self._device = device = order[0].before.device
+        self._several_devices = any(one.before.device != device for one in order)
+        self._count = len(entries)
+        self._places = torch.tensor([one.place for one in order], device=device)
+        self._vectors = _numbers([entries[one.place].weight_vectors for one in order], device)
+        self._reciprocal = _numbers([1 / one.divisor for one in order], device)
+        self._squared_scale = _numbers([entries[one.place].fan_in / one.divisor**2 for one in order], device)
+        self._norm_is_after = self._reciprocal != 1
+        self._dims = {one.place: _dims(entries[one.place]) for one in order}
 
-    def fits(self, found: Found) -> bool:
-        """Whether the measurer was made for gradients like these."""
-        return signature(found) == self._signature
+    def fits(self, seen: Sequence[Seen]) -> bool:
+        """Whether the measurer was made for tensors like these."""
+        return signature(seen) == self._signature
 
-    def __call__(self, found: Found) -> Measurement:
+    def __call__(self, seen: Sequence[Seen]) -> Measurement:
         """Measure them."""
-        before, after, norms = [], [], []
+        before, after, squares, norms = [], [], [], []
         for batch in self._batches:
-            first = found[batch[0]]
-            if isinstance(first, Measured):
-                pre, post, squared_norm = first
-                norms.append(squared_norm.to(self._device, torch.float32).sqrt().view(1))
-            else:
-                together = [found[index] for index in batch]
-                pre, post, norm = _measure([c for c in together if isinstance(c, Centralized)])
-                norms.append(norm.to(self._device, torch.float32))
-            before.append(pre.to(self._device).flatten())
-            after.append(post.to(self._device).flatten())
-        mean_before = torch.cat(before).abs().div_(self._divisor)
-        mean_after = torch.cat(after).abs().div_(self._divisor)
-        squared_norm = torch.zeros(self._parameters, device=self._device, dtype=torch.float32)
-        squared_norm.index_copy_(0, self._order, torch.cat(norms).square_())
-        # Pythagoras: what was removed is orthogonal to what was left.
-        removed = (self._fan_in * mean_before.square()).to(squared_norm) * self._removed_is_missing
-        squared_norm.index_add_(0, self._parameter, removed)
-        return Measurement(mean_before, mean_after, self._fan_in, squared_norm, self._parameter)
+            together = [seen[i] for i in batch]
+            sums, sums_after, norm = self._look(together)
+            before.append(_norms(sums, 1))
+            after.append(_norms(sums_after, 1))
+            squares.append(_norms(sums, 2))
+            norms.append(norm)
+        squared_removed = self._join(squares).square_() * self._squared_scale
+        known = [norm for norm in norms if norm is not None]
+        measured = Measurement(
+            self._vectors,
+            self._join(before) * self._reciprocal,
+            self._join(after) * self._reciprocal,
+            squared_removed,
+            # Pythagoras: what was removed is orthogonal to what was left.
+            self._join(known).square_() + squared_removed.where(self._norm_is_after, 0) if known else None,
+        )
+        return measured.placed(self._places, self._count, self._device)
+
+    def _look(self, together: Sequence[Seen]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The sums before and after, and the norms, of some of one shape, along a new first dim."""
+        sums = _stack([one.before for one in together])
+        tensors = [one.tensor for one in together if one.tensor is not None]
+        if tensors:
+            elements = _stack(tensors)
+            dims = [d + 1 for d in self._dims[together[0].place]]
+            return sums, elements.sum(dims, True), _norms(elements, 2)
+        sums_after = _stack([one.after for one in together if one.after is not None])
+        norms = [one.norm for one in together if one.norm is not None]
+        return sums, sums_after, torch.stack(norms) if norms else None
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        if self._several_devices:
+            parts = [part.to(self._device) for part in parts]
+        return torch.cat(list(parts)).float()
 
 
-def signature(found: Found) -> list[object]:
-    """What a measurer depends on: which gradients there are, and what is known of each."""
-    return [
-        (index, one.tensor.shape, one.tensor.dtype, one.tensor.device)
-        if isinstance(one, Centralized)
-        else (index, None)
-        for index, one in found.items()
-    ]
+def signature(seen: Sequence[Seen]) -> list[object]:
+    """What a measurer depends on: which tensors there are, and what is known of each."""
+    return [(one.place, one.divisor, one.tensor is None, one.norm is None) for one in seen]
 
 
-def _measure(together: Sequence[Centralized]) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums before and after, and the norms after, of gradients of one shape."""
-    tensor, dims, sums, sums_after, norm = together[0]
-    if sums_after is not None and norm is not None:
-        return sums, sums_after, norm
-    if len(together) == 1:
-        return sums, tensor.sum(dims, True), torch.linalg.vector_norm(tensor).view(1)
-    copy = torch.stack([one.tensor for one in together])
-    after = copy.sum([d + 1 for d in dims], True)
-    norms = torch.linalg.vector_norm(copy, dim=tuple(range(1, copy.dim())))
-    return torch.stack([one.sums for one in together]), after, norms
-
-
-def _batches(found: Found) -> list[list[int]]:
-    """Indices of what is measured together: small gradients of one shape, dtype and device."""
+def _batches(seen: Sequence[Seen]) -> list[list[int]]:
+    """Indices in `seen` of what is measured together: what is of one shape, dtype and device."""
     batches: list[list[int]] = []
     open_batches: dict[object, list[int]] = {}
-    for index, one in found.items():
-        if isinstance(one, Measured):
-            batches.append([index])
-            continue
-        tensor, dims = one.tensor, one.dims
-        size = max(1, tensor.numel() * tensor.element_size())
-        key = (tensor.shape, dims, tensor.dtype, tensor.device)
+    for index, one in enumerate(seen):
+        size = 0 if one.tensor is None else one.tensor.numel() * one.tensor.element_size()
+        shape = one.before.shape if one.tensor is None else one.tensor.shape
+        key = (shape, one.before.shape, one.before.dtype, one.before.device, one.tensor is None, one.norm is None)
         batch = open_batches.get(key)
-        if batch is None or size > _SMALL_BYTES or len(batch) >= _COPY_BYTES // size:
+        if batch is None or len(batch) * size > _COPY_BYTES - size:
             batch = open_batches[key] = []
             batches.append(batch)
         batch.append(index)
     return batches
 
 
-def _any_tensor(one: Centralized | Measured) -> Tensor:
-    return one.tensor if isinstance(one, Centralized) else one.before
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+
+
+def _norms(stacked: Tensor, order: int) -> Tensor:
+    """The norm of each of some tensors along the first dim."""
+    if len(stacked) == 1:  # a quarter of the time
+        return torch.linalg.vector_norm(stacked, order).view(1)  # type: ignore[no-any-return]
+    return torch.linalg.vector_norm(stacked, order, dim=tuple(range(1, stacked.dim())))  # type: ignore[no-any-return]
+
+
+def _numbers(numbers: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device, dtype=torch.float32)
+
+
+def _dims(entry: Entry) -> tuple[int, ...]:
+    assert entry.layout is not None
+    return entry.layout.dims

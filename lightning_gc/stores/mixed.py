@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
-from lightning_gc.stores.base import Means, Measurement, Role, Store, add_up_, join
+from lightning_gc.stores.base import Means, Role, Store, add_up_
 from lightning_gc.stores.sharded import Piece, ShardedStore
 from lightning_gc.stores.tensors import TensorStore
 
@@ -41,16 +42,15 @@ class MixedStore(Store):
     def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
         """See :meth:`Store.recentre_measured_`: never None, since other ranks may have measured something."""
         found = [part.recentre_measured_(role, self._of(to, indices)) for part, indices in self._parts]
-        parts = []
-        norm = torch.zeros(len(self.entries), device=self._device)
-        for (part, _), indices, measurement in zip(self._parts, self._indices, found, strict=True):
-            # Tensors that every rank holds whole are measured on each of them; one accounts for them.
-            if measurement is None or (isinstance(part, TensorStore) and dist.get_rank() != 0):
-                continue
-            parts.append(measurement._replace(parameter=indices[measurement.parameter]))
-            if measurement.squared_norm is not None:
-                norm.index_copy_(0, indices, measurement.squared_norm.to(norm))
-        return join(parts, self._device)._replace(squared_norm=norm if role == "gradient" else None)
+        count = len(self.entries)
+        # Tensors that every rank holds whole are measured on each of them; one accounts for them.
+        return Measurement.added(
+            [
+                measurement.placed(places, count, self._device)
+                for (part, _), places, measurement in zip(self._parts, self._indices, found, strict=True)
+                if measurement is not None and not (isinstance(part, TensorStore) and dist.get_rank() != 0)
+            ]
+        )
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
         """See :meth:`Store.sum_over_ranks_`."""

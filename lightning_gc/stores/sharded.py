@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_gc.functional import squared_norm
+from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
-from lightning_gc.stores.base import Means, Measurement, Role, Store, add_up_, join
+from lightning_gc.stores.base import Means, Role, Store, add_up_
 from lightning_gc.traits import accumulation_dtype
 
 
@@ -108,13 +109,12 @@ class ShardedStore(Store):
         norms = [piece.squared_norm(tensor) for piece, tensor in zip(self._pieces, tensors, strict=True)]
         before = self._recentre_(tensors, to)
         after = self._deviations(tensors, to)
-        parts = [
-            self._measurement(index, of_before, of_after)
-            for index, (of_before, of_after) in enumerate(zip(before, after, strict=True))
-            if of_before is not None and of_after is not None
-        ]
-        joined = join(parts, self._pieces[0].device)
-        return joined._replace(squared_norm=torch.stack(norms) if role == "gradient" else None)
+        return Measurement.joined(
+            [
+                _measure(piece, one_before, one_after, norm if role == "gradient" else None)
+                for piece, norm, one_before, one_after in zip(self._pieces, norms, before, after, strict=True)
+            ]
+        )
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
         """See :meth:`Store.sum_over_ranks_`."""
@@ -160,13 +160,12 @@ class ShardedStore(Store):
         piece = self._pieces[index]
         return torch.zeros(piece.count, dtype=dtype, device=piece.device) if share is None else piece.shared(share)
 
-    def _measurement(self, index: int, before: Tensor, after: Tensor) -> Measurement:
-        piece = self._pieces[index]
-        before, after = piece.measured(before), piece.measured(after)
-        return Measurement(
-            before.abs().float(),
-            after.abs().float(),
-            torch.full_like(before, piece.entry.fan_in, dtype=torch.int64),
-            None,
-            torch.full_like(before, index, dtype=torch.int64),
-        )
+
+def _measure(piece: Piece, before: Tensor | None, after: Tensor | None, squared_norm: Tensor | None) -> Measurement:
+    """What this rank accounts for of one parameter."""
+    nothing = torch.zeros(0, device=piece.device)
+    if before is not None and after is not None:
+        before, after = piece.measured(before).to(piece.device), piece.measured(after).to(piece.device)
+    else:
+        before = after = nothing
+    return Measurement.of_one(before, after, piece.entry.fan_in, squared_norm)

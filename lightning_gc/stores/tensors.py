@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_gc.blocks import is_large
 from lightning_gc.dims import fan_in_of
-from lightning_gc.functional import recentre_, squared_norm, vector_means
+from lightning_gc.functional import recentre_, recentre_measured_, vector_means
+from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
-from lightning_gc.sparse import scatter_means
-from lightning_gc.stores.base import Means, Measurement, Role, Store, concatenate
-from lightning_gc.stores.measured import Centralized, Measured, Measurer
+from lightning_gc.stores.base import Means, Role, Store
+from lightning_gc.stores.measured import Measurer, Seen, is_small
 from lightning_gc.traits import is_dtensor, is_expanded, is_narrow
 
 _GRADIENT = attrgetter("grad")  # half the time of `parameter.grad` in a loop
@@ -26,16 +27,18 @@ class TensorStore(Store):
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
         self._layouts = [(e.parameter, e.layout.dims, e.layout.groups) for e in self.entries if e.layout]
-        # What needs no further look at each step: the two calls of the equation, and nothing else.
-        self._plain = [
-            (index, parameter, dims, 1 / max(1, fan_in_of(parameter.shape, dims)))
-            for index, (parameter, dims, groups) in enumerate(self._layouts)
-            if _is_plain(parameter, dims, groups)
-        ]
-        self._plain_parameters = [parameter for _, parameter, *_ in self._plain]
-        plain = {index for index, *_ in self._plain}
-        self._others = [(i, *layout) for i, layout in enumerate(self._layouts) if i not in plain]
         self._measurer: Measurer | None = None
+        self._plan_steps({index for index, layout in enumerate(self._layouts) if _is_plain(*layout)})
+
+    def _plan_steps(self, plain: set[int]) -> None:
+        """Set apart what needs no further look at each step: the two calls of the equation, and nothing else."""
+        self._plain = [
+            _Plain(index, dims, fan_in_of(p.shape, dims), 1 / max(1, fan_in_of(p.shape, dims)), is_small(p))
+            for index, (p, dims, _) in enumerate(self._layouts)
+            if index in plain
+        ]
+        self._plain_parameters = [self._layouts[one.place][0] for one in self._plain]
+        self._others = [index for index in range(len(self._layouts)) if index not in plain]
 
     @torch.no_grad()
     def means(self, role: Role) -> Means:
@@ -51,91 +54,82 @@ class TensorStore(Store):
         """See :meth:`Store.recentre_`."""
         if role == "gradient" and to is None:
             return self._centralize_gradients_()
-        found = False
-        for index, (parameter, dims, groups) in enumerate(self._layouts):
-            target = None if to is None else to[index]
-            tensor = None if _is_unknown(to, index) else _writable(parameter, role)
-            if tensor is not None:
-                found = True
-                recentre_(tensor, dims, groups, target)
-        return found
+        moved = [self._recentre_one_(index, role, to) for index in range(len(self._layouts))]
+        return any(moved)
 
     @torch.no_grad()
     def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
         """See :meth:`Store.recentre_measured_`."""
+        seen: list[Seen] = []
         if role == "gradient" and to is None:
-            found: dict[int, Centralized | Measured] = {}
-            self._centralize_gradients_(found)
-            return self._measure(found)
-        present, before, after, norms = [], [], [], []
-        for index, (parameter, dims, groups) in enumerate(self._layouts):
-            target = None if to is None else to[index]
-            tensor = None if _is_unknown(to, index) else _writable(parameter, role)
-            if tensor is None:
-                continue
-            if role == "gradient":
-                norms.append(squared_norm(tensor))
-            removed, left = _recentre_and_look_(tensor, dims, groups, target)
-            present.append(index)
-            before.append(removed)
-            after.append(left if target is None else left - target)
-        if not present:
+            self._centralize_gradients_(seen)
+        else:
+            for index in range(len(self._layouts)):
+                self._recentre_one_(index, role, to, seen)
+        if not seen:
             return None
-        return concatenate(self.entries, present, before, after, norms if role == "gradient" else None)
+        if self._measurer is None or not self._measurer.fits(seen):
+            self._measurer = Measurer(self.entries, seen)
+        return self._measurer(seen)
 
-    def _centralize_gradients_(self, measured: dict[int, Centralized | Measured] | None = None) -> bool:
+    def _centralize_gradients_(self, seen: list[Seen] | None = None) -> bool:
         """The path of every step: no more Python than the two calls a parameter need.
 
-        What was centralized is put into `measured`. The arithmetic is the same with and without.
+        What was centralized is added to `seen`. The arithmetic is the same with and without.
         """
         found = False
-        others = self._others
-        gradients: Iterator[Tensor | None] = map(_GRADIENT, self._plain_parameters)
-        for gradient, (index, parameter, dims, reciprocal) in zip(gradients, self._plain, strict=True):
+        refused = []
+        for gradient, (index, dims, fan_in, reciprocal, small) in zip(
+            map(_GRADIENT, self._plain_parameters), self._plain, strict=True
+        ):
             if gradient is None:
                 continue
-            if gradient.is_sparse:
-                others = [*others, (index, parameter, dims, 1)]
-                continue
-            found = True
-            # Not sub_(mean()): on a CPU, mean() is sum() and one more call.
-            sums = gradient.sum(dims, True)
             try:
+                # Not sub_(mean()): on a CPU, mean() is sum() and one more call.
+                sums = gradient.sum(dims, True)
                 gradient.sub_(sums, alpha=reciprocal)
-            except RuntimeError:
-                if not is_expanded(gradient):
+            except RuntimeError:  # nothing was written
+                if not (gradient.is_sparse or is_expanded(gradient)):
                     raise
-                gradient = parameter.grad = gradient.contiguous().sub_(sums, alpha=reciprocal)
-            if measured is not None:
-                measured[index] = Centralized.of(gradient, dims, sums)
-        for index, parameter, dims, groups in others:
-            gradient = _writable(parameter, "gradient")
-            if gradient is None:
+                refused.append(index)
                 continue
             found = True
-            if measured is None:
-                recentre_(gradient, dims, groups)
+            if seen is None:
+                continue
+            if small:
+                seen.append(Seen(index, fan_in, sums, None, None, gradient))
             else:
-                norm = squared_norm(gradient)
-                measured[index] = Measured(*_recentre_and_look_(gradient, dims, groups), norm)
+                norm = torch.linalg.vector_norm(gradient)
+                seen.append(Seen(index, fan_in, sums, gradient.sum(dims, True), norm))
+        if refused:  # for good: what has a sparse gradient once has one in every step
+            self._plan_steps({one.place for one in self._plain}.difference(refused))
+        for index in self._others:
+            found |= self._recentre_one_(index, "gradient", None, seen)
         return found
 
-    def _measure(self, found: dict[int, Centralized | Measured]) -> Measurement | None:
-        if not found:
-            return None
-        if self._measurer is None or not self._measurer.fits(found):
-            self._measurer = Measurer(self.entries, found)
-        return self._measurer(found)
+    def _recentre_one_(self, index: int, role: Role, to: Means | None, seen: list[Seen] | None = None) -> bool:
+        """Move the means of one parameter to `to`; whether there was anything to move."""
+        parameter, dims, groups = self._layouts[index]
+        target = None if to is None else to[index]
+        # No mean to move to: the parameter was frozen when the means were taken.
+        tensor = None if to is not None and target is None else _writable(parameter, role)
+        if tensor is None:
+            return False
+        if seen is None:
+            recentre_(tensor, dims, groups, target)
+        else:
+            before, after, squared_norm = recentre_measured_(tensor, dims, groups, target)
+            norm = squared_norm.sqrt() if role == "gradient" else None
+            seen.append(Seen(index, 1, before, after if target is None else after - target, norm))
+        return True
 
 
-def _recentre_and_look_(
-    tensor: Tensor, dims: tuple[int, ...], groups: int, to: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """What was removed from all the weight vectors, and their means after."""
-    removed = recentre_(tensor, dims, groups, to)
-    if tensor.is_sparse:
-        removed = scatter_means(tensor, removed)
-    return removed, vector_means(tensor, dims, groups)
+class _Plain(NamedTuple):
+    place: int
+    dims: tuple[int, ...]
+    fan_in: int
+    reciprocal: float
+    small: bool
 
 
 def _is_plain(parameter: Tensor, dims: tuple[int, ...], groups: int) -> bool:
@@ -152,11 +146,6 @@ def tensor_of(parameter: Tensor, role: Role) -> Tensor | None:
     if role == "gradient":
         return parameter.grad
     return parameter if parameter.requires_grad else None
-
-
-def _is_unknown(to: Means | None, index: int) -> bool:
-    """Whether there is no mean to move to: the parameter was frozen when the means were taken."""
-    return to is not None and to[index] is None
 
 
 def _writable(parameter: Tensor, role: Role) -> Tensor | None:

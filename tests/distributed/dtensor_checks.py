@@ -181,7 +181,7 @@ class Placed:
     def _check_measurement(self, store: Any, wholes: list[Tensor], layout: Any) -> None:
         """Over all ranks, each weight vector and each element is measured once."""
         measured = store.recentre_measured_("gradient")
-        sums = [torch.tensor(float(measured.before.numel())), measured.before.sum(), measured.squared_norm.sum()]
+        sums = [measured.vectors.sum(), measured.before.sum(), measured.squared_norm.sum()]
         store.sum_over_ranks_(sums)
         count = 2 * store.entries[0].weight_vectors
         means = [(w.double() - centralize(w.double(), layout.dims, groups=layout.groups)).abs().sum() for w in wholes]

@@ -106,7 +106,7 @@ class Shards:
         assert store.recentre_("gradient")
         compare_shards(strategy.model, net, gradients, {e.name: e for e in store.entries}, self.dtype)
         # Each weight vector is measured by one rank.
-        count = torch.tensor([store.recentre_measured_("gradient").before.numel()])
+        count = store.recentre_measured_("gradient").vectors.sum(0, keepdim=True)
         dist.all_reduce(count)
         assert count.item() == sum(e.weight_vectors for e in store.entries)
 

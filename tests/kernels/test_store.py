@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from lightning_gc import GradientCentralization, GradientMeans, kernels, select
+from lightning_gc import GradientCentralization, kernels, select
 from lightning_gc.kernels.launch import INTERPRETED
 from lightning_gc.kernels.store import FusedTensorStore
 from lightning_gc.stores import TensorStore, tensor_store
@@ -127,9 +127,7 @@ def test_measurements(role):
                 for i, entry in enumerate(store.entries):
                     entry.parameter.add_(0.1 * (i + 1))
         names = [entry.name for entry in store.entries]
-        metric = GradientMeans(names).to(DEVICE)
-        metric.update(*store.recentre_measured_(role, to))
-        results.append(metric.compute())
+        results.append(store.recentre_measured_(role, to).values(names))
     assert_same_tensors(fused, plain)
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_gc import GradientMeans, select
+from lightning_gc import select
+from lightning_gc.functional import squared_norm, vector_means
+from lightning_gc.measurement import Measurement
 from lightning_gc.stores import TensorStore
-from lightning_gc.stores.base import concatenate
 from lightning_gc.stores.measured import _SMALL_BYTES
-from lightning_gc.stores.tensors import squared_norm, vector_means
 
 
 def network(seed: int = 0) -> nn.ModuleDict:
@@ -51,13 +51,16 @@ def one_by_one(store: TensorStore) -> dict[str, torch.Tensor]:
     norms = [squared_norm(store.entries[i].parameter.grad) for i in present]
     before = means()
     store.recentre_("gradient")
-    return logged(store, concatenate(store.entries, present, before, means(), norms))
+    ones = [
+        Measurement.of_one(pre, post, store.entries[i].fan_in, norm)
+        for i, pre, post, norm in zip(present, before, means(), norms, strict=True)
+    ]
+    places = torch.tensor(present)
+    return logged(store, Measurement.joined(ones).placed(places, len(store.entries), torch.device("cpu")))
 
 
-def logged(store: TensorStore, measurement) -> dict[str, torch.Tensor]:
-    metric = GradientMeans([entry.name for entry in store.entries])
-    metric.update(*measurement)
-    return metric.compute()
+def logged(store: TensorStore, measurement: Measurement) -> dict[str, torch.Tensor]:
+    return measurement.values([entry.name for entry in store.entries])
 
 
 def test_the_same_is_measured_as_one_by_one():

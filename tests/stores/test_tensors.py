@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gc import GradientMeans, select
+from lightning_gc import select
 from lightning_gc.stores import TensorStore
-from lightning_gc.stores.base import concatenate
 from tests import oracle
 
 ROLES = ["gradient", "weight"]
@@ -101,21 +100,18 @@ class TestBothRoles:
 
     def test_measurement(self, role, dtype, atol):
         store = store_of(network(dtype))
-        expected = expected_means(store, role)
+        means = [np.abs(m or []) for m in expected_means(store, role)]
         norms = [0.0 if t is None else np.square(np.abs(oracle.to_numpy(t))).sum() for t in held(store, role)]
         measurement = store.recentre_measured_(role)
-        flat = [abs(m) for means in expected if means for m in means]
-        np.testing.assert_allclose(measurement.before, flat, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(measurement.after, 0, atol=atol)
-        rows = [(i, e.fan_in) for i, e in enumerate(store.entries) if expected[i] for _ in expected[i]]
-        assert list(zip(measurement.parameter.tolist(), measurement.fan_in.tolist(), strict=True)) == rows
+        assert measurement.vectors.tolist() == [len(m) for m in means]
+        np.testing.assert_allclose(measurement.before, [m.sum() for m in means], rtol=1e-4)
+        np.testing.assert_allclose(measurement.after, 0, atol=10 * atol)
+        removed = [e.fan_in * np.square(m).sum() for e, m in zip(store.entries, means, strict=True)]
+        np.testing.assert_allclose(measurement.squared_removed, removed, rtol=1e-4)
         if role == "gradient":
             np.testing.assert_allclose(measurement.squared_norm, norms, rtol=1e-5)
         else:
             assert measurement.squared_norm is None
-        metric = GradientMeans([e.name for e in store.entries])
-        metric.update(*measurement)
-        np.testing.assert_allclose(metric.compute()["mean_pre"], np.mean(flat), rtol=1e-4)
 
 
 class TestUpdates:
@@ -127,8 +123,8 @@ class TestUpdates:
             for entry in store.entries:
                 entry.parameter.add_(0.25)
         measurement = store.recentre_measured_("weight", means)
-        np.testing.assert_allclose(measurement.before, 0.25, rtol=1e-5)
-        np.testing.assert_allclose(measurement.after, 0, atol=1e-6)
+        np.testing.assert_allclose(measurement.before / measurement.vectors.clamp(1), [0.25] * 4 + [0], rtol=1e-5)
+        np.testing.assert_allclose(measurement.after, 0, atol=1e-5)
 
     def test_frozen_weights_stay(self):
         module = network()
@@ -207,7 +203,8 @@ class TestOddGradients:
         assert module.weight.grad.is_sparse
         np.testing.assert_allclose(oracle.to_numpy(module.weight.grad.to(torch.float32)), expected, atol=atol)
         if how == "recentre_measured_":
-            np.testing.assert_allclose(measurement.before, np.abs(before), atol=atol)
+            assert measurement.vectors.tolist() == [5]
+            np.testing.assert_allclose(measurement.before, [np.abs(before).sum()], atol=atol)
             np.testing.assert_allclose(measurement.after, 0, atol=atol)
             np.testing.assert_allclose(measurement.squared_norm, np.square(norm).sum(), rtol=1e-2)
 
@@ -258,12 +255,12 @@ def test_an_expanded_weight_is_refused_by_torch_and_its_gradient_left_alone():
     assert module.weight.grad is None
 
 
-def test_concatenate_fills_absent_parameters_with_zero_norms():
-    module = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False))
-    entries = list(select(module))
-    measurement = concatenate(entries, [1], [torch.tensor([[-1.0], [2.0]])], [torch.zeros(2, 1)], [torch.tensor(5.0)])
-    assert measurement.before.tolist() == [1, 2]
-    assert measurement.after.tolist() == [0, 0]
-    assert measurement.fan_in.tolist() == [3, 3]
-    assert measurement.parameter.tolist() == [1, 1]
-    assert measurement.squared_norm.tolist() == [0, 5]
+def test_a_gradient_that_turns_sparse_and_back():
+    """What was sparse once is looked at in every step from then on, and centralized all the same."""
+    module = nn.Embedding(5, 4)
+    store = store_of(module)
+    dense = torch.randn(5, 4)
+    for gradient in (dense.clone(), dense.to_sparse(1), dense.clone(), dense.to_sparse(1)):
+        module.weight.grad = gradient
+        assert store.recentre_("gradient")
+        np.testing.assert_allclose(oracle.to_numpy(gradient), oracle.centralized(dense, (1,)), atol=1e-6)
