@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +78,12 @@ class Counted(GradientCentralization):
         self.steps.append(new_step(trainer))
         with counting(self.steps[-1]):
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+
+def bytes_of_log(gc: Mapping[str, Any], parameters: int) -> int:
+    """What adding up the sums that are logged sends; there is no norm where the update is what is centralized."""
+    sums = 4 if gc.get("target") == "update" else 5
+    return 4 * sums * (parameters if gc.get("log_means") == "per_parameter" else 1)
 
 
 def new_step(trainer: Trainer) -> Step:

@@ -22,7 +22,7 @@ from lightning_gc.places import clean_name
 from lightning_gc.selection import select
 from lightning_gc.stores.dtensor import DTensorEngine
 from tests.distributed.checks import Check, Training, Weights, gc
-from tests.distributed.costs import Counted, Traffic
+from tests.distributed.costs import Counted, Traffic, bytes_of_log
 from tests.distributed.mixed import InSixteenBits
 from tests.distributed.models import WRAPPED, Block, Model
 from tests.models import trainer_kwargs
@@ -204,8 +204,7 @@ class Cost:
 
     def run(self, expected: None) -> None:
         callback = Counted(**{"log_means": "total", **self.gc})
-        # Five numbers of all, or of each of three parameters.
-        of_log = 5 * 4 * (3 if self.gc.get("log_means") == "per_parameter" else 1)
+        of_log = bytes_of_log(self.gc, parameters=3)
         model = CostModel()
         model.__class__ = type("Parallel", (CostModel,), {"parallelize": staticmethod(self.parallelize)})
         arguments = trainer_kwargs(
