@@ -56,7 +56,7 @@ def photograph(port: int, chromium: str, picture: Path) -> None:
         page.get_by_text("Ignore outliers in chart scaling").click()
         page.get_by_role("button", name="Settings").click()
         page.wait_for_timeout(8_000)  # the charts are drawn by a worker of their own
-        page.screenshot(path=picture)
+        page.screenshot(path=picture, clip={"x": 286, "y": 64, "width": 1134, "height": 774})
         browser.close()
 
 
