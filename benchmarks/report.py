@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.step import LOG_DICT, PER_PARAMETER
+
 Row = Mapping[str, Any]
 
 
@@ -18,7 +20,16 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def sets_table(rows: Sequence[Row]) -> str:
     """Gradient sets: each contender's time as a ratio of the authors' line."""
-    header = ("set", "contender", "median", "÷ authors' line", "quartiles", "÷ not logging", "extra memory")
+    header = (
+        "set",
+        "contender",
+        "median",
+        "÷ authors' line",
+        "quartiles",
+        "÷ not logging",
+        "less log_dict",
+        "extra memory",
+    )
     return markdown(header, map(_set_cells, rows))
 
 
@@ -41,7 +52,7 @@ def plot_sets(rows: Sequence[Row], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     sets = list(dict.fromkeys(row["set"] for row in rows))
-    contenders = [c for c in dict.fromkeys(row["contender"] for row in rows) if "per parameter" not in c]
+    contenders = [c for c in dict.fromkeys(row["contender"] for row in rows) if c not in (PER_PARAMETER, LOG_DICT)]
     figure = Figure(figsize=(max(6, 1.5 * len(sets)), 4.5), layout="constrained")
     axis = figure.add_subplot()
     width = 0.8 / len(contenders)
@@ -69,6 +80,7 @@ def _set_cells(row: Row) -> tuple[str, ...]:
         f"{row['ratio']:.2f}",
         f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}",
         "" if row["to_ours"] is None else f"{row['to_ours']:.2f}",
+        "" if row["to_ours_alone"] is None else f"{row['to_ours_alone']:.2f}",
         _size(row["extra_bytes"]),
     )
 

@@ -30,12 +30,16 @@ ROOT = Path(__file__).parents[1]
 TESTS = {
     "functional": [
         "tests/test_functional.py",
+        "tests/test_blocks.py",
         "lightning_gc/functional.py",
         "tests/test_sparse.py",
         "tests/stores",
         "tests/test_properties.py",
         "tests/test_precision.py",
     ],
+    "blocks": ["tests/test_blocks.py", "tests/test_functional.py", "tests/stores"],
+    "traits": ["tests/test_traits.py", "tests/test_functional.py", "tests/stores"],
+    "measurement": ["tests/test_measurement.py", "tests/stores", "tests/test_metrics.py", "tests/test_logged_means.py"],
     "selection": [
         "tests/test_selection.py",
         "lightning_gc/selection.py",

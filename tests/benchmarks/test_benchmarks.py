@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.contenders import AUTHORS, BARE, FLOOR, references
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.shapes import SETS, GradientSet, conv, linear
-from benchmarks.step import BETWEEN, OURS, PER_PARAMETER, TOTAL, in_trainer
+from benchmarks.step import BETWEEN, LOG_DICT, OURS, PER_PARAMETER, TOTAL, in_trainer
 
 CPU = torch.device("cpu")
 SMALL = GradientSet("small", (linear(4, 6), conv(3, 2, 3), linear(4, 6)))
@@ -39,14 +39,15 @@ def test_the_command_prints_tables_and_writes_csv_and_a_plot(small, tmp_path, ca
     assert "| small GPT, batch 16 | 2 |" in printed
     with (tmp_path / "sets-cpu.csv").open() as file:
         rows = {row["contender"]: row for row in csv.DictReader(file)}
-    assert {FLOOR, AUTHORS, BARE, OURS, TOTAL, PER_PARAMETER, BETWEEN} <= rows.keys()
+    assert {FLOOR, AUTHORS, BARE, OURS, TOTAL, PER_PARAMETER, BETWEEN, LOG_DICT} <= rows.keys()
     assert float(rows[AUTHORS]["ratio"]) == 1.0
+    assert float(rows[TOTAL]["to_ours_alone"]) < float(rows[TOTAL]["to_ours"])
     assert rows[OURS]["elements"] == str(4 * 6 + 3 * 2 * 9 + 4 * 6)
     assert (tmp_path / "steps-cpu.csv").exists()
     assert (tmp_path / "sets-cpu.svg").read_text().startswith("<?xml")
 
 
-def test_every_contender_centralizes_all_but_the_floor(tmp_path):
+def test_every_contender_centralizes_but_the_floor_and_lightning(tmp_path):
     checked = []
 
     def measure(gradients, ours):
@@ -59,7 +60,7 @@ def test_every_contender_centralizes_all_but_the_floor(tmp_path):
             before = [gradient.clone() for gradient, _ in gradients]
             call()
             for (gradient, dims), old in zip(gradients, before, strict=True):
-                expected = old if name == FLOOR else old - old.mean(dims, keepdim=True)
+                expected = old if name in (FLOOR, LOG_DICT) else old - old.mean(dims, keepdim=True)
                 torch.testing.assert_close(gradient, expected)
             checked.append(name)
 
