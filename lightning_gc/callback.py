@@ -18,8 +18,8 @@ from lightning_gc.selection import Selection
 from lightning_gc.strategies import check_strategy
 from lightning_gc.targets import Target
 
-LogMeans = Literal["off", "total", "per_parameter"]
-_LogMeansArgument = Union[LogMeans, Literal[False]]  # YAML reads an unquoted `off` as False
+_LogMeans = Literal["off", "total", "per_parameter"]
+LogMeans = Union[_LogMeans, Literal[False]]  # YAML reads an unquoted `off` as False
 
 # The class first: jsonargparse tries the members in order, and would leave "torch.nn.Embedding" a string.
 Filters = Union[type[nn.Module], str, Sequence[Union[type[nn.Module], str]]]
@@ -66,14 +66,14 @@ class GradientCentralization(Callback):
         exclude: Filters = (),
         target: Target = "gradient",
         fan_in_dims: Mapping[str, Union[int, Sequence[int]]] = {},
-        log_means: _LogMeansArgument = "total",
+        log_means: LogMeans = "total",
         log_prefix: str = "gc",
     ) -> None:
         super().__init__()
         include, exclude, fan_in_dims = _own(include), _own(exclude), _own(fan_in_dims)
         log_means = "off" if log_means is False else log_means
         _check_choice("target", target, get_args(Target))
-        _check_choice("log_means", log_means, get_args(LogMeans))
+        _check_choice("log_means", log_means, get_args(_LogMeans))
         if not isinstance(log_prefix, str) or not log_prefix:
             raise MisconfigurationException(
                 f"GradientCentralization(log_prefix={log_prefix!r}): it must be a non-empty string, such as 'gc'."
