@@ -23,18 +23,23 @@ def goes_in_blocks(tensor: Tensor, dims: tuple[int, ...]) -> bool:
     """Whether it is worth while to go through the tensor in blocks of whole weight vectors."""
     if tensor.device.type != "cpu" or is_dtensor(tensor):
         return False
-    return is_narrow(tensor) or (torch.get_num_threads() == 1 and is_large(tensor, dims))
+    if is_narrow(tensor):
+        return True
+    return is_large(tensor) and torch.get_num_threads() == 1 and _lie_apart(tensor, dims)
 
 
-def is_large(tensor: Tensor, dims: tuple[int, ...]) -> bool:
-    """Whether a tensor has more than two blocks, and weight vectors that lie apart from each other.
+def is_large(tensor: Tensor) -> bool:
+    """Whether a tensor has more than two blocks."""
+    return tensor.numel() * tensor.element_size() > 2 * WIDE_BLOCK_BYTES
 
-    Where they are interleaved, as in transposed layers, a block is thousands of short stretches of memory.
+
+def _lie_apart(tensor: Tensor, dims: tuple[int, ...]) -> bool:
+    """Whether weight vectors are not interleaved, as they are in transposed layers.
+
+    There a block would be thousands of short stretches of memory.
     """
-    if tensor.numel() * tensor.element_size() <= 2 * WIDE_BLOCK_BYTES:
-        return False
     strides = tensor.stride()
-    within = max((strides[d] for d in dims), default=0)
+    within = max(strides[d] for d in dims)
     return all(strides[d] > within for d in range(tensor.dim()) if d not in dims and tensor.shape[d] > 1)
 
 

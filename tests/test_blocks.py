@@ -76,6 +76,8 @@ class TestWhatGoesInBlocks:
         """Columns, for one: they are read where they are, thousands of stretches to a block."""
         assert not blocks.goes_in_blocks(torch.zeros(LARGE), (0,))
         assert not blocks.goes_in_blocks(torch.zeros(256, 512, 3, 3), (0, 2, 3))
+        assert not blocks.goes_in_blocks(torch.zeros(*LARGE, 2), (1,))
+        assert blocks.goes_in_blocks(torch.zeros(*LARGE, 1), (1,))
         assert blocks.goes_in_blocks(torch.zeros(LARGE[::-1]).t(), (0,))
 
     def test_nothing_large_does_with_several_threads(self):

@@ -28,7 +28,7 @@ class TensorStore(Store):
         self.entries = tuple(entries)
         self._layouts = [(e.parameter, e.layout.dims, e.layout.groups) for e in self.entries if e.layout]
         self._measurer: Measurer | None = None
-        self._plan_steps({index for index, layout in enumerate(self._layouts) if _is_plain(*layout)})
+        self._plan_steps({index for index, (p, _, groups) in enumerate(self._layouts) if _is_plain(p, groups)})
 
     def _plan_steps(self, plain: set[int]) -> None:
         """Set apart what needs no further look at each step: the two calls of the equation, and nothing else."""
@@ -60,19 +60,19 @@ class TensorStore(Store):
     @torch.no_grad()
     def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
         """See :meth:`Store.recentre_measured_`."""
-        seen: list[Seen] = []
+        seen = Seen()
         if role == "gradient" and to is None:
             self._centralize_gradients_(seen)
         else:
             for index in range(len(self._layouts)):
                 self._recentre_one_(index, role, to, seen)
-        if not seen:
+        if not (seen.small or seen.measured):
             return None
         if self._measurer is None or not self._measurer.fits(seen):
             self._measurer = Measurer(self.entries, seen)
         return self._measurer(seen)
 
-    def _centralize_gradients_(self, seen: list[Seen] | None = None) -> bool:
+    def _centralize_gradients_(self, seen: Seen | None = None) -> bool:
         """The path of every step: no more Python than the two calls a parameter need.
 
         What was centralized is added to `seen`. The arithmetic is the same with and without.
@@ -97,17 +97,16 @@ class TensorStore(Store):
             if seen is None:
                 continue
             if small:
-                seen.append(Seen(index, fan_in, sums, None, None, gradient))
+                seen.small.append((index, gradient, sums))
             else:
-                norm = torch.linalg.vector_norm(gradient)
-                seen.append(Seen(index, fan_in, sums, gradient.sum(dims, True), norm))
+                seen.add(index, fan_in, sums, gradient.sum(dims, True), torch.linalg.vector_norm(gradient))
         if refused:  # for good: what has a sparse gradient once has one in every step
             self._plan_steps({one.place for one in self._plain}.difference(refused))
         for index in self._others:
             found |= self._recentre_one_(index, "gradient", None, seen)
         return found
 
-    def _recentre_one_(self, index: int, role: Role, to: Means | None, seen: list[Seen] | None = None) -> bool:
+    def _recentre_one_(self, index: int, role: Role, to: Means | None, seen: Seen | None = None) -> bool:
         """Move the means of one parameter to `to`; whether there was anything to move."""
         parameter, dims, groups = self._layouts[index]
         target = None if to is None else to[index]
@@ -120,7 +119,7 @@ class TensorStore(Store):
         else:
             before, after, squared_norm = recentre_measured_(tensor, dims, groups, target)
             norm = squared_norm.sqrt() if role == "gradient" else None
-            seen.append(Seen(index, 1, before, after if target is None else after - target, norm))
+            seen.add(index, 1, before, after if target is None else after - target, norm)
         return True
 
 
@@ -132,13 +131,13 @@ class _Plain(NamedTuple):
     small: bool
 
 
-def _is_plain(parameter: Tensor, dims: tuple[int, ...], groups: int) -> bool:
+def _is_plain(parameter: Tensor, groups: int) -> bool:
     """Whether a dense gradient of the parameter can be summed in its own dtype, as it is."""
     # A parameter may take gradients of another dtype, or (None) of any.
     gradient_dtype = getattr(parameter, "grad_dtype", parameter.dtype)
     if groups != 1 or gradient_dtype != parameter.dtype or is_narrow(parameter) or is_dtensor(parameter):
         return False
-    return parameter.device.type != "cpu" or not is_large(parameter, dims)
+    return parameter.device.type != "cpu" or not is_large(parameter)
 
 
 def tensor_of(parameter: Tensor, role: Role) -> Tensor | None:
