@@ -49,12 +49,35 @@ def test_the_text_quotes_the_tables():
         assert f"{without} → {with_}" in TABLES, f"{with_} instead of {without}"
 
 
+def test_the_text_quotes_p_values_with_their_correction():
+    quoted = re.findall(r"\(p = (0\.\d+);\s+(0\.\d+) after the correction", PAGE)
+    assert len(quoted) >= 3
+    for p, p_holm in quoted:
+        assert f"| {p} | {p_holm} |" in TABLES, (p, p_holm)
+
+
+def test_the_two_targets_do_the_same_under_sgd():
+    from tests.examples.loading import load
+
+    losses = {(r["setting"], r["arm"]): float(r["with_"]) for r in rows("summary.csv") if r["metric"] == "train_loss"}
+    names = [name for name, setting in load("study").SETTINGS.items() if setting.optimizer == "sgd"]
+    assert len(names) == 9
+    assert all(abs(losses[name, "gradient"] - losses[name, "update"]) < 0.0025 for name in names)
+
+
+def test_it_trains_faster_in_ten_of_eleven_settings():
+    found = [r for r in rows("summary.csv") if r["arm"] == "gradient" and r["metric"] == "train_loss"]
+    faster = {r["setting"] for r in found if float(r["difference"]) < 0 and float(r["p_holm"]) < 0.05}
+    assert len(found) == 11
+    assert {r["setting"] for r in found} - faster == {"low-lr"}
+
+
 def test_the_settings_are_those_of_the_script():
     from tests.examples.loading import load
 
     settings = load("study").SETTINGS
     described = re.findall(r"^\| `([\w-]+)` \| ([\d,]+) \| (\d+) \| (SGD|AdamW) \| ([\d.]+) \|", PAGE, re.MULTILINE)
-    assert {name for name, *_ in described} == settings.keys() - {"all-images"}
+    assert {name for name, *_ in described} == settings.keys()
     for name, images, epochs, optimizer, lr in described:
         setting = settings[name]
         assert (setting.images, setting.epochs) == (int(images.replace(",", "")), int(epochs))
