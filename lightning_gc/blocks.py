@@ -1,8 +1,8 @@
 """Tensors that a CPU goes through block by block, each block in the cache from its first read to its last.
 
-16-bit tensors always, since CPU kernels would make a float32 copy of the whole tensor. Others only if they are large
-and torch has one thread: with several, each small operation waits for all of them, which costs more than
-it gains, and very much more where other processes have the cores.
+16-bit tensors always, since CPU kernels would make a float32 copy of the whole tensor. Others only if they are larger
+than the caches and torch has one thread: with several, each small operation waits for all of them, which costs
+more than it gains, and very much more where other processes have the cores.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from lightning_gc.traits import accumulation_dtype, is_dtensor, is_narrow
 NARROW_BLOCK_BYTES = 1 << 20
 WIDE_BLOCK_BYTES = 1 << 21
 
+# What may be in a shared cache as a whole gains nothing from blocks, and loses a fifth of its time to the calls.
+LARGE_BYTES = 1 << 25
+
 
 def goes_in_blocks(tensor: Tensor, dims: tuple[int, ...]) -> bool:
     """Whether it is worth while to go through the tensor in blocks of whole weight vectors."""
@@ -29,8 +32,8 @@ def goes_in_blocks(tensor: Tensor, dims: tuple[int, ...]) -> bool:
 
 
 def is_large(tensor: Tensor) -> bool:
-    """Whether a tensor has more than two blocks."""
-    return tensor.numel() * tensor.element_size() > 2 * WIDE_BLOCK_BYTES
+    """Whether a tensor is larger than the caches of most processors."""
+    return tensor.numel() * tensor.element_size() > LARGE_BYTES
 
 
 def _lie_apart(tensor: Tensor, dims: tuple[int, ...]) -> bool:

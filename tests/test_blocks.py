@@ -33,6 +33,7 @@ def test_blocks_change_nothing(shape, dims, groups, moved, dtype, monkeypatch):
     means, norm, norm_before = vector_means(whole, dims, groups), squared_norm(whole), squared_norm(tensor)
     monkeypatch.setattr(blocks, "NARROW_BLOCK_BYTES", 1)
     monkeypatch.setattr(blocks, "WIDE_BLOCK_BYTES", 1)
+    monkeypatch.setattr(blocks, "LARGE_BYTES", 1)
     torch.testing.assert_close(recentre_(cut, dims, groups, target), removed)
     torch.testing.assert_close(cut, whole)
     torch.testing.assert_close(vector_means(cut, dims, groups), means)
@@ -48,6 +49,7 @@ def test_blocks_change_nothing(shape, dims, groups, moved, dtype, monkeypatch):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_large_gradient_against_the_oracle(memory_format, monkeypatch):
     monkeypatch.setattr(blocks, "WIDE_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(blocks, "LARGE_BYTES", 1 << 11)
     gradient = torch.randn(50, 4, 3, 3).to(memory_format=memory_format)
     assert blocks.goes_in_blocks(gradient, (1, 2, 3))
     expected = oracle.centralized(gradient, (1, 2, 3))
@@ -56,7 +58,7 @@ def test_a_large_gradient_against_the_oracle(memory_format, monkeypatch):
     assert gradient.is_contiguous(memory_format=memory_format)
 
 
-LARGE = (1 << 11, (1 << 9) + 1)
+LARGE = (1 << 11, (1 << 12) + 1)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -68,14 +70,14 @@ class TestWhatGoesInBlocks:
 
     def test_large_tensors_do(self):
         assert blocks.goes_in_blocks(torch.zeros(LARGE), (1,))
-        assert not blocks.goes_in_blocks(torch.zeros(1 << 11, 1 << 9), (1,))
-        assert blocks.goes_in_blocks(torch.zeros(1 << 11, 1 << 9, dtype=torch.float64), (1,))
+        assert not blocks.goes_in_blocks(torch.zeros(1 << 11, 1 << 12), (1,))
+        assert blocks.goes_in_blocks(torch.zeros(1 << 11, 1 << 12, dtype=torch.float64), (1,))
         assert not blocks.goes_in_blocks(torch.zeros(LARGE, device="meta"), (1,))
 
     def test_interleaved_weight_vectors_do_not(self):
         """Columns, for one: they are read where they are, thousands of stretches to a block."""
         assert not blocks.goes_in_blocks(torch.zeros(LARGE), (0,))
-        assert not blocks.goes_in_blocks(torch.zeros(256, 512, 3, 3), (0, 2, 3))
+        assert not blocks.goes_in_blocks(torch.zeros(1024, 1024, 3, 3), (0, 2, 3))
         assert not blocks.goes_in_blocks(torch.zeros(*LARGE, 2), (1,))
         assert blocks.goes_in_blocks(torch.zeros(*LARGE, 1), (1,))
         assert blocks.goes_in_blocks(torch.zeros(LARGE[::-1]).t(), (0,))
