@@ -41,9 +41,9 @@ def _lie_apart(tensor: Tensor, dims: tuple[int, ...]) -> bool:
 
     There a block would be thousands of short stretches of memory.
     """
-    strides = tensor.stride()
-    within = max(strides[d] for d in dims)
-    return all(strides[d] > within for d in range(tensor.dim()) if d not in dims and tensor.shape[d] > 1)
+    strides = {d: stride for d, stride in enumerate(tensor.stride()) if tensor.shape[d] > 1}
+    within = max((strides[d] for d in dims if d in strides), default=0)
+    return all(stride > within for d, stride in strides.items() if d not in dims)
 
 
 def recentre_in_blocks_(view: Tensor, dims: tuple[int, ...], to: Tensor | None) -> Tensor:

@@ -80,6 +80,7 @@ class TestWhatGoesInBlocks:
         assert not blocks.goes_in_blocks(torch.zeros(1024, 1024, 3, 3), (0, 2, 3))
         assert not blocks.goes_in_blocks(torch.zeros(*LARGE, 2), (1,))
         assert blocks.goes_in_blocks(torch.zeros(*LARGE, 1), (1,))
+        assert blocks.goes_in_blocks(torch.zeros(LARGE[0], 1, LARGE[1]), (1, 2))
         assert blocks.goes_in_blocks(torch.zeros(LARGE[::-1]).t(), (0,))
 
     def test_nothing_large_does_with_several_threads(self):
