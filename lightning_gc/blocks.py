@@ -18,8 +18,10 @@ from lightning_gc.traits import accumulation_dtype, is_dtensor, is_narrow
 NARROW_BLOCK_BYTES = 1 << 20
 WIDE_BLOCK_BYTES = 1 << 21
 
-# What may be in a shared cache as a whole gains nothing from blocks, and loses a fifth of its time to the calls.
+# What may be in a shared cache as a whole gains nothing from blocks, and loses a fifth of its time to the calls. One of
+# many is not there any more when its turn comes again.
 LARGE_BYTES = 1 << 25
+LARGE_AMONG_MANY_BYTES = 6 << 20
 
 
 def goes_in_blocks(tensor: Tensor, dims: tuple[int, ...]) -> bool:
@@ -28,12 +30,47 @@ def goes_in_blocks(tensor: Tensor, dims: tuple[int, ...]) -> bool:
         return False
     if is_narrow(tensor):
         return True
-    return is_large(tensor) and torch.get_num_threads() == 1 and _lie_apart(tensor, dims)
+    return bytes_of(tensor) > LARGE_BYTES and torch.get_num_threads() == 1 and _lie_apart(tensor, dims)
 
 
-def is_large(tensor: Tensor) -> bool:
-    """Whether a tensor is larger than the caches of most processors."""
-    return tensor.numel() * tensor.element_size() > LARGE_BYTES
+def bytes_of(tensor: Tensor) -> int:
+    """The size of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def rows_per_block(tensor: Tensor, total_bytes: int) -> int:
+    """How many rows, cut along dim 0, make a block; 0 if the tensor is better taken as a whole.
+
+    Args:
+        tensor: On a CPU, and not narrow.
+        total_bytes: The size of all tensors that are gone through in turn, this one included.
+    """
+    large = LARGE_AMONG_MANY_BYTES if total_bytes > 2 * LARGE_BYTES else LARGE_BYTES
+    if tensor.device.type != "cpu" or bytes_of(tensor) <= large:
+        return 0
+    return max(1, WIDE_BLOCK_BYTES * tensor.shape[0] // bytes_of(tensor))
+
+
+def centralize_rows_(tensor: Tensor, dims: tuple[int, ...], reciprocal: float, rows: int) -> Tensor:
+    """Subtract from each row its mean, by so many rows at a time; return the sums. `reciprocal` is that of the fan-in."""
+    sums = []
+    for block in torch.split(tensor, rows):
+        of_block = block.sum(dims, True)
+        block.sub_(of_block, alpha=reciprocal)
+        sums.append(of_block)
+    return torch.cat(sums)
+
+
+def centralize_rows_measured_(
+    tensor: Tensor, dims: tuple[int, ...], reciprocal: float, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same; return also the sums and the norm after."""
+    before, after, norms = [], [], []
+    for block in torch.split(tensor, rows):
+        before.append(centralize_rows_(block, dims, reciprocal, rows))
+        after.append(block.sum(dims, True))
+        norms.append(torch.linalg.vector_norm(block))
+    return torch.cat(before), torch.cat(after), torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _lie_apart(tensor: Tensor, dims: tuple[int, ...]) -> bool:

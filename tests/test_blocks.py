@@ -58,6 +58,36 @@ def test_a_large_gradient_against_the_oracle(memory_format, monkeypatch):
     assert gradient.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 50, 64])
+def test_rows_at_a_time(rows):
+    gradient = torch.randn(50, 4, 3)
+    measured, expected = gradient.clone(), oracle.centralized(gradient, (1, 2))
+    sums = gradient.sum((1, 2), True)
+    torch.testing.assert_close(blocks.centralize_rows_(gradient, (1, 2), 1 / 12, rows), sums)
+    np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-6)
+    before, after, norm = blocks.centralize_rows_measured_(measured, (1, 2), 1 / 12, rows)
+    assert torch.equal(measured, gradient)
+    torch.testing.assert_close(before, sums)
+    np.testing.assert_allclose(after, torch.zeros(50, 1, 1), atol=1e-5)
+    torch.testing.assert_close(norm, gradient.norm())
+
+
+@pytest.mark.parametrize(
+    ("shape", "total", "rows"),
+    [
+        pytest.param((1 << 10, 1 << 13), 1 << 25, 0, id="not large"),
+        pytest.param((1 << 10, (1 << 13) + 4), 0, 63, id="large"),
+        pytest.param((3072, 768), 9 << 20, 0, id="large only among many"),
+        pytest.param((3072, 768), 1 << 27, 682, id="large among many"),
+        pytest.param((768, 768), 1 << 27, 0, id="not large among many"),
+        pytest.param((2, 1 << 24), 0, 1, id="rows larger than a block"),
+    ],
+)
+def test_rows_per_block(shape, total, rows):
+    assert blocks.rows_per_block(torch.empty(shape), total) == rows
+    assert blocks.rows_per_block(torch.empty(shape, device="meta"), total) == 0
+
+
 LARGE = (1 << 11, (1 << 12) + 1)
 
 

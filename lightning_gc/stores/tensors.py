@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gc.blocks import is_large
+from lightning_gc.blocks import bytes_of, centralize_rows_, centralize_rows_measured_, rows_per_block
 from lightning_gc.dims import fan_in_of
 from lightning_gc.functional import recentre_, recentre_measured_, vector_means
 from lightning_gc.measurement import Measurement
@@ -32,10 +32,9 @@ class TensorStore(Store):
 
     def _plan_steps(self, plain: set[int]) -> None:
         """Set apart what needs no further look at each step: the two calls of the equation, and nothing else."""
+        total = sum(bytes_of(self._layouts[index][0]) for index in plain)
         self._plain = [
-            _Plain(index, dims, fan_in_of(p.shape, dims), 1 / max(1, fan_in_of(p.shape, dims)), is_small(p))
-            for index, (p, dims, _) in enumerate(self._layouts)
-            if index in plain
+            _plan(index, p, dims, total) for index, (p, dims, _) in enumerate(self._layouts) if index in plain
         ]
         self._plain_parameters = [self._layouts[one.place][0] for one in self._plain]
         self._others = [index for index in range(len(self._layouts)) if index not in plain]
@@ -79,12 +78,20 @@ class TensorStore(Store):
         """
         found = False
         refused = []
-        for gradient, (index, dims, fan_in, reciprocal, small) in zip(
+        has_one_thread = torch.get_num_threads() == 1
+        for gradient, (index, dims, fan_in, reciprocal, small, rows) in zip(
             map(_GRADIENT, self._plain_parameters), self._plain, strict=True
         ):
             if gradient is None:
                 continue
             try:
+                if rows and has_one_thread and gradient.layout == torch.strided and gradient.stride(0) == fan_in:
+                    if seen is not None:
+                        seen.add(index, fan_in, *centralize_rows_measured_(gradient, dims, reciprocal, rows))
+                    else:
+                        centralize_rows_(gradient, dims, reciprocal, rows)
+                    found = True
+                    continue
                 # Not sub_(mean()): on a CPU, mean() is sum() and one more call.
                 sums = gradient.sum(dims, True)
                 gradient.sub_(sums, alpha=reciprocal)
@@ -129,15 +136,21 @@ class _Plain(NamedTuple):
     fan_in: int
     reciprocal: float
     small: bool
+    rows_per_block: int
+
+
+def _plan(place: int, parameter: Tensor, dims: tuple[int, ...], total_bytes: int) -> _Plain:
+    fan_in = fan_in_of(parameter.shape, dims)
+    # Where weight vectors span dim 0, they are not rows.
+    rows = 0 if 0 in dims else rows_per_block(parameter, total_bytes)
+    return _Plain(place, dims, fan_in, 1 / max(1, fan_in), is_small(parameter), rows)
 
 
 def _is_plain(parameter: Tensor, groups: int) -> bool:
     """Whether a dense gradient of the parameter can be summed in its own dtype, as it is."""
     # A parameter may take gradients of another dtype, or (None) of any.
     gradient_dtype = getattr(parameter, "grad_dtype", parameter.dtype)
-    if groups != 1 or gradient_dtype != parameter.dtype or is_narrow(parameter) or is_dtensor(parameter):
-        return False
-    return parameter.device.type != "cpu" or not is_large(parameter)
+    return groups == 1 and not is_narrow(parameter) and not is_dtensor(parameter) and gradient_dtype == parameter.dtype
 
 
 def tensor_of(parameter: Tensor, role: Role) -> Tensor | None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gc import select
-from lightning_gc.stores import TensorStore
+from lightning_gc import blocks, select
+from lightning_gc.stores import TensorStore, tensors
 from tests import oracle
 
 ROLES = ["gradient", "weight"]
@@ -264,3 +264,62 @@ def test_a_gradient_that_turns_sparse_and_back():
         module.weight.grad = gradient
         assert store.recentre_("gradient")
         np.testing.assert_allclose(oracle.to_numpy(gradient), oracle.centralized(dense, (1,)), atol=1e-6)
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def everything_is_large(request, monkeypatch):
+    """Blocks of a few rows, which one thread goes through and two do not."""
+    monkeypatch.setattr(blocks, "LARGE_BYTES", 1)
+    monkeypatch.setattr(blocks, "LARGE_AMONG_MANY_BYTES", 1)
+    monkeypatch.setattr(blocks, "WIDE_BLOCK_BYTES", 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(threads)
+
+
+class TestLargeGradients:
+    """Those that are gone through in blocks of rows, whatever is between them."""
+
+    def test_the_oracle(self, everything_is_large):
+        plain, measured = store_of(network()), store_of(network())
+        expected = [
+            None if t is None else oracle.centralized(t, e.layout.dims, e.layout.groups)
+            for e, t in zip(plain.entries, held(plain, "gradient"), strict=True)
+        ]
+        means = [np.abs(m or []).sum() for m in expected_means(measured, "gradient")]
+        norms = [0.0 if t is None else np.square(oracle.to_numpy(t)).sum() for t in held(measured, "gradient")]
+        assert plain.recentre_("gradient")
+        measurement = measured.recentre_measured_("gradient")
+        for one, other, wanted in zip(held(plain, "gradient"), held(measured, "gradient"), expected, strict=True):
+            if wanted is not None:
+                np.testing.assert_allclose(one.numpy(), wanted, atol=1e-6)
+                assert torch.equal(one, other)
+        np.testing.assert_allclose(measurement.before, means, rtol=1e-4)
+        np.testing.assert_allclose(measurement.squared_norm, norms, rtol=1e-4)
+
+    @pytest.mark.parametrize("how", ["recentre_", "recentre_measured_"])
+    @pytest.mark.parametrize(
+        "hold",
+        [
+            pytest.param(lambda g: g, id="rows"),
+            pytest.param(lambda g: g.t().contiguous().t(), id="columns"),
+            pytest.param(lambda g: torch.stack([g, g], 1)[:, 0], id="rows with gaps"),
+            pytest.param(lambda g: g.to_sparse(1), id="sparse"),
+            pytest.param(lambda g: g[:1].expand(40, 8), id="expanded"),
+            pytest.param(lambda g: g[:, :1].expand(40, 8), id="expanded columns"),
+        ],
+    )
+    def test_however_they_are_held(self, everything_is_large, how, hold):
+        gradient = hold(torch.randn(40, 8))
+        store, module = one(gradient, layer=nn.Embedding)
+        expected = oracle.centralized(gradient, (1,))
+        assert getattr(store, how)("gradient")
+        np.testing.assert_allclose(oracle.to_numpy(module.weight.grad), expected, atol=1e-6)
+
+    def test_one_thread_takes_blocks_and_two_do_not(self, everything_is_large, monkeypatch):
+        calls = []
+        monkeypatch.setattr(tensors, "centralize_rows_", lambda *args: calls.append(args))
+        store, _ = one(torch.randn(40, 8))
+        assert store.recentre_("gradient")
+        assert len(calls) == (1 if everything_is_large == 1 else 0)
