@@ -79,6 +79,8 @@ def test_rows_at_a_time(rows):
         pytest.param((1 << 10, (1 << 13) + 4), 0, 63, id="large"),
         pytest.param((3072, 768), 9 << 20, 0, id="large only among many"),
         pytest.param((3072, 768), 1 << 27, 682, id="large among many"),
+        pytest.param((3072, 768), 1 << 26, 0, id="not quite many"),
+        pytest.param((3072, 768), (1 << 26) + 4, 682, id="just many"),
         pytest.param((768, 768), 1 << 27, 0, id="not large among many"),
         pytest.param((2, 1 << 24), 0, 1, id="rows larger than a block"),
     ],
