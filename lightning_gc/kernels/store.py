@@ -115,7 +115,9 @@ class _Plan:
         taken = {i for _, indices in self.batches for i in indices}
         self.rest_indices = [i for i in range(len(entries)) if i not in taken]
         self.rest = TensorStore([entries[i] for i in self.rest_indices])
-        self.rest_places = torch.tensor(self.rest_indices, dtype=torch.int64)
+        # On the device now: to upload them in a step would make the host wait.
+        device = next((tensor.device for tensor in tensors if tensor is not None), None)
+        self.rest_places = torch.tensor(self.rest_indices, dtype=torch.int64, device=device)
 
 
 def _rows(entry: Entry, tensor: Tensor) -> Rows | None:
