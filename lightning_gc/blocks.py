@@ -30,12 +30,7 @@ def goes_in_blocks(tensor: Tensor, dims: tuple[int, ...]) -> bool:
         return False
     if is_narrow(tensor):
         return True
-    return bytes_of(tensor) > LARGE_BYTES and torch.get_num_threads() == 1 and _lie_apart(tensor, dims)
-
-
-def bytes_of(tensor: Tensor) -> int:
-    """The size of a tensor's elements."""
-    return tensor.numel() * tensor.element_size()
+    return tensor.nbytes > LARGE_BYTES and torch.get_num_threads() == 1 and _lie_apart(tensor, dims)
 
 
 def rows_per_block(tensor: Tensor, total_bytes: int) -> int:
@@ -46,19 +41,14 @@ def rows_per_block(tensor: Tensor, total_bytes: int) -> int:
         total_bytes: The size of all tensors that are gone through in turn, this one included.
     """
     large = LARGE_AMONG_MANY_BYTES if total_bytes > 2 * LARGE_BYTES else LARGE_BYTES
-    if tensor.device.type != "cpu" or bytes_of(tensor) <= large:
+    if tensor.device.type != "cpu" or tensor.nbytes <= large:
         return 0
-    return max(1, WIDE_BLOCK_BYTES * tensor.shape[0] // bytes_of(tensor))
+    return max(1, WIDE_BLOCK_BYTES * tensor.shape[0] // tensor.nbytes)
 
 
 def centralize_rows_(tensor: Tensor, dims: tuple[int, ...], reciprocal: float, rows: int) -> Tensor:
     """Subtract from each row its mean, by so many rows at a time; return the sums. `reciprocal` is that of the fan-in."""
-    sums = []
-    for block in torch.split(tensor, rows):
-        of_block = block.sum(dims, True)
-        block.sub_(of_block, alpha=reciprocal)
-        sums.append(of_block)
-    return torch.cat(sums)
+    return torch.cat([_centralize_(block, dims, reciprocal) for block in torch.split(tensor, rows)])
 
 
 def centralize_rows_measured_(
@@ -67,10 +57,16 @@ def centralize_rows_measured_(
     """The same; return also the sums and the norm after."""
     before, after, norms = [], [], []
     for block in torch.split(tensor, rows):
-        before.append(centralize_rows_(block, dims, reciprocal, rows))
+        before.append(_centralize_(block, dims, reciprocal))
         after.append(block.sum(dims, True))
         norms.append(torch.linalg.vector_norm(block))
     return torch.cat(before), torch.cat(after), torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _centralize_(block: Tensor, dims: tuple[int, ...], reciprocal: float) -> Tensor:
+    sums = block.sum(dims, True)
+    block.sub_(sums, alpha=reciprocal)
+    return sums
 
 
 def _lie_apart(tensor: Tensor, dims: tuple[int, ...]) -> bool:

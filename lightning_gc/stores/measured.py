@@ -21,7 +21,7 @@ _SMALL_BYTES = _COPY_BYTES // 32
 
 def is_small(parameter: Tensor) -> bool:
     """Whether gradients of the parameter are measured together with others."""
-    return parameter.numel() * parameter.element_size() <= _SMALL_BYTES
+    return parameter.nbytes <= _SMALL_BYTES
 
 
 class Measured(NamedTuple):
@@ -128,10 +128,9 @@ def _batches(seen: Seen) -> list[list[int]]:
     batches: list[list[int]] = []
     open_batches: dict[object, list[int]] = {}
     for index, (_, gradient, sums) in enumerate(seen.small):
-        size = gradient.numel() * gradient.element_size()
         key = (gradient.shape, sums.shape, gradient.dtype, gradient.device)
         batch = open_batches.get(key)
-        if batch is None or len(batch) * size > _COPY_BYTES - size:
+        if batch is None or len(batch) * gradient.nbytes > _COPY_BYTES - gradient.nbytes:
             batch = open_batches[key] = []
             batches.append(batch)
         batch.append(index)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_gc.blocks import bytes_of, centralize_rows_, centralize_rows_measured_, rows_per_block
+from lightning_gc.blocks import centralize_rows_, centralize_rows_measured_, rows_per_block
 from lightning_gc.dims import fan_in_of
 from lightning_gc.functional import recentre_, recentre_measured_, vector_means
 from lightning_gc.measurement import Measurement
@@ -32,7 +32,7 @@ class TensorStore(Store):
 
     def _plan_steps(self, plain: set[int]) -> None:
         """Set apart what needs no further look at each step: the two calls of the equation, and nothing else."""
-        total = sum(bytes_of(self._layouts[index][0]) for index in plain)
+        total = sum(self._layouts[index][0].nbytes for index in plain)
         self._plain = [
             _plan(index, p, dims, total) for index, (p, dims, _) in enumerate(self._layouts) if index in plain
         ]
