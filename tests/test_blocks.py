@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.timing import peak_extra_memory
 from lightning_gc import blocks, centralize_
 from lightning_gc.functional import recentre_, recentre_measured_, squared_norm, vector_means
 from tests import oracle
 from tests.cases import LAYOUTS
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -155,24 +158,12 @@ class TestMemory:
         gradient = torch.ones(shape, dtype=torch.bfloat16)
         assert gradient.nbytes >= 90e6 * 0.98
         for action in (recentre_, recentre_measured_, vector_means):
-            assert peak_of(lambda action=action: action(gradient, dims, groups)) <= 8e6, action
-        assert peak_of(lambda: squared_norm(gradient)) <= 8e6
+            assert peak_extra_memory(lambda action=action: action(gradient, dims, groups), CPU) <= 8e6, action
+        assert peak_extra_memory(lambda: squared_norm(gradient), CPU) <= 8e6
 
     def test_a_small_one(self):
         gradient = torch.ones(4096, 1024, dtype=torch.bfloat16)
         wide_copy = 2 * gradient.nbytes
-        assert peak_of(lambda: centralize_(gradient)) <= 4 * blocks.NARROW_BLOCK_BYTES < wide_copy / 2
-        assert peak_of(lambda: gradient.mean(1, dtype=torch.float32)) >= wide_copy  # the measure works
-
-
-def peak_of(action) -> int:
-    """The most memory that tensors made inside `action` hold at a time, in bytes."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        action()
-    held = peak = 0
-    for event in sorted(
-        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
-    ):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+        assert peak_extra_memory(lambda: centralize_(gradient), CPU) <= 4 * blocks.NARROW_BLOCK_BYTES < wide_copy / 2
+        # The measure works:
+        assert peak_extra_memory(lambda: gradient.mean(1, dtype=torch.float32), CPU) >= wide_copy
