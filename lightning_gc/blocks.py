@@ -83,7 +83,7 @@ def recentre_in_blocks_(view: Tensor, dims: tuple[int, ...], to: Tensor | None) 
     """Move the mean of each weight vector to `to`, in place; return what was removed."""
     dim, blocks = _blocks(view, dims)
     goals = _goals(to, blocks, dim, dims)
-    return torch.cat(
+    return _joined(
         [_recentre_(block, _widened(block), dims, goal) for block, goal in zip(blocks, goals, strict=True)], dim
     )
 
@@ -99,19 +99,19 @@ def recentre_measured_in_blocks_(
         norms.append(torch.linalg.vector_norm(wide))
         before.append(_recentre_(block, wide, dims, goal))
         after.append(_widened(block).mean(dims, keepdim=True))
-    return torch.cat(before, dim), torch.cat(after, dim), torch.stack(norms).square().sum()
+    return _joined(before, dim), _joined(after, dim), _squared(norms)
 
 
 def means_in_blocks(view: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The mean of each weight vector, with `dims` kept as size 1."""
     dim, blocks = _blocks(view, dims)
-    return torch.cat([_widened(block).mean(dims, keepdim=True) for block in blocks], dim)
+    return _joined([_widened(block).mean(dims, keepdim=True) for block in blocks], dim)
 
 
 def squared_norm_in_blocks(tensor: Tensor) -> Tensor:
     """The sum of the squared absolute values."""
     _, blocks = _blocks(tensor, ())
-    return torch.stack([torch.linalg.vector_norm(_widened(block)) for block in blocks]).square().sum()
+    return _squared([torch.linalg.vector_norm(_widened(block)) for block in blocks])
 
 
 def _recentre_(block: Tensor, wide: Tensor, dims: tuple[int, ...], goal: Tensor | None) -> Tensor:
@@ -139,8 +139,21 @@ def _blocks(view: Tensor, dims: tuple[int, ...]) -> tuple[int, Sequence[Tensor]]
         return 0, (view,)
     dim = max(kept, key=lambda d: view.shape[d])
     size = NARROW_BLOCK_BYTES if is_narrow(view) else WIDE_BLOCK_BYTES
-    bytes_each = accumulation_dtype(view.dtype).itemsize * view.numel() // max(1, view.shape[dim])
+    bytes_in_all = accumulation_dtype(view.dtype).itemsize * view.numel()
+    if bytes_in_all <= size:
+        return dim, (view,)
+    bytes_each = bytes_in_all // view.shape[dim]
     return dim, torch.split(view, max(1, size // max(1, bytes_each)), dim)
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """What was found of each block, as of the whole; of one block it is there already."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _squared(norms: Sequence[Tensor]) -> Tensor:
+    """The squared norm of the whole, from the norms of its blocks."""
+    return norms[0].square() if len(norms) == 1 else torch.stack(list(norms)).square().sum()
 
 
 def _widened(block: Tensor) -> Tensor:
