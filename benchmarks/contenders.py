@@ -15,6 +15,7 @@ from benchmarks.timing import Contender
 FLOOR = "floor"
 AUTHORS = "authors"
 BARE = "bare loop"
+MEASURED = "bare loop, measured"
 
 Gradients = Sequence[tuple[Tensor, tuple[int, ...]]]
 """Each gradient, and its fan-in dims."""
@@ -22,10 +23,12 @@ Gradients = Sequence[tuple[Tensor, tuple[int, ...]]]
 
 def references(gradients: Gradients) -> dict[str, Contender]:
     """Every contender that is not ours, by name; other libraries where they are installed."""
+    looked_up = [(g, d, 1 / _fan_in(g, d)) for g, d in gradients]
     found = {
         FLOOR: partial(floor, gradients),
         AUTHORS: partial(authors, gradients),
-        BARE: partial(bare_loop, [(g, d, 1 / _fan_in(g, d)) for g, d in gradients]),
+        BARE: partial(bare_loop, looked_up),
+        MEASURED: partial(measured_loop, looked_up),
     }
     rows_alone = all(dims == tuple(range(1, gradient.dim())) for gradient, dims in gradients)
     if rows_alone and importlib.util.find_spec("pytorch_optimizer"):
@@ -56,6 +59,15 @@ def bare_loop(gradients: Sequence[tuple[Tensor, tuple[int, ...], float]]) -> Non
     """Our arithmetic for wide dtypes, on gradients looked up before: what is above it is Python's."""
     for gradient, dims, reciprocal in gradients:
         gradient.sub_(gradient.sum(dims, True), alpha=reciprocal)
+
+
+@torch.no_grad()
+def measured_loop(gradients: Sequence[tuple[Tensor, tuple[int, ...], float]]) -> None:
+    """The same, and each gradient's sums and norm after: the two calls more that no step that logs can do without."""
+    for gradient, dims, reciprocal in gradients:
+        gradient.sub_(gradient.sum(dims, True), alpha=reciprocal)
+        gradient.sum(dims, True)
+        torch.linalg.vector_norm(gradient)
 
 
 def pytorch_optimizer(gradients: Gradients) -> Contender:

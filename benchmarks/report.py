@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contenders import MEASURED
 from benchmarks.step import LOG_DICT, PER_PARAMETER
 
 Row = Mapping[str, Any]
+
+_UNPLOTTED = (MEASURED, PER_PARAMETER, LOG_DICT)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -52,7 +55,7 @@ def plot_sets(rows: Sequence[Row], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     sets = list(dict.fromkeys(row["set"] for row in rows))
-    contenders = [c for c in dict.fromkeys(row["contender"] for row in rows) if c not in (PER_PARAMETER, LOG_DICT)]
+    contenders = [c for c in dict.fromkeys(row["contender"] for row in rows) if c not in _UNPLOTTED]
     figure = Figure(figsize=(max(6, 1.5 * len(sets)), 4.5), layout="constrained")
     axis = figure.add_subplot()
     width = 0.8 / len(contenders)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import AUTHORS, BARE, Compiled, OptaxUnderJit, references
+from benchmarks.contenders import AUTHORS, BARE, MEASURED, Compiled, OptaxUnderJit, references
 from benchmarks.shapes import SETS, GradientSet
 from benchmarks.step import BETWEEN, LOG_DICT, OURS, TOTAL, in_trainer
 from benchmarks.timing import Clock, Contender, Quartiles, differences, interleave, peak_extra_memory, ratios
 
 Row = dict[str, Any]
 
-PAIRS = {TOTAL: OURS, BETWEEN: OURS}
+PAIRS = {TOTAL: OURS, BETWEEN: OURS, MEASURED: OURS}
 """What is also compared with something other than the authors' line."""
 
 

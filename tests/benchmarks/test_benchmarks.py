@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 
 from benchmarks import sets, steps, timing
 from benchmarks.__main__ import main
-from benchmarks.contenders import AUTHORS, BARE, FLOOR, references
+from benchmarks.contenders import AUTHORS, BARE, FLOOR, MEASURED, references
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.shapes import SETS, GradientSet, conv, linear
 from benchmarks.step import BETWEEN, LOG_DICT, OURS, PER_PARAMETER, TOTAL, in_trainer
@@ -39,7 +39,7 @@ def test_the_command_prints_tables_and_writes_csv_and_a_plot(small, tmp_path, ca
     assert "| small GPT, batch 16 | 2 |" in printed
     with (tmp_path / "sets-cpu.csv").open() as file:
         rows = {row["contender"]: row for row in csv.DictReader(file)}
-    assert {FLOOR, AUTHORS, BARE, OURS, TOTAL, PER_PARAMETER, BETWEEN, LOG_DICT} <= rows.keys()
+    assert {FLOOR, AUTHORS, BARE, MEASURED, OURS, TOTAL, PER_PARAMETER, BETWEEN, LOG_DICT} <= rows.keys()
     assert float(rows[AUTHORS]["ratio"]) == 1.0
     assert float(rows[TOTAL]["to_ours_alone"]) < float(rows[TOTAL]["to_ours"])
     assert rows[OURS]["elements"] == str(4 * 6 + 3 * 2 * 9 + 4 * 6)
@@ -65,7 +65,7 @@ def test_every_contender_centralizes_but_the_floor_and_lightning(tmp_path):
             checked.append(name)
 
     in_trainer(SMALL, CPU, measure, tmp_path)
-    assert {FLOOR, AUTHORS, BARE, OURS, TOTAL, PER_PARAMETER, BETWEEN} <= set(checked)
+    assert {FLOOR, AUTHORS, BARE, MEASURED, OURS, TOTAL, PER_PARAMETER, BETWEEN} <= set(checked)
 
 
 def test_extra_memory_is_what_torch_holds_at_once():
