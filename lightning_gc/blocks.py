@@ -52,15 +52,21 @@ def centralize_rows_(tensor: Tensor, dims: tuple[int, ...], reciprocal: float, r
 
 
 def centralize_rows_measured_(
-    tensor: Tensor, dims: tuple[int, ...], reciprocal: float, rows: int
+    tensor: Tensor,
+    dims: tuple[int, ...],
+    reciprocal: float,
+    rows: int,
+    before: Tensor | None = None,
+    after: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same; return also the sums and the norm after."""
-    before, after, norms = [], [], []
+    """The same; return the sums before and after, which may be left in these, and the norm after."""
+    sums_before, sums_after, norms = [], [], []
     for block in torch.split(tensor, rows):
-        before.append(_centralize_(block, dims, reciprocal))
-        after.append(block.sum(dims, True))
+        sums_before.append(_centralize_(block, dims, reciprocal))
+        sums_after.append(block.sum(dims, True))
         norms.append(torch.linalg.vector_norm(block))
-    return torch.cat(before), torch.cat(after), torch.linalg.vector_norm(torch.stack(norms))
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    return torch.cat(sums_before, out=before), torch.cat(sums_after, out=after), norm
 
 
 def _centralize_(block: Tensor, dims: tuple[int, ...], reciprocal: float) -> Tensor:

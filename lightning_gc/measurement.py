@@ -49,19 +49,34 @@ class Measurement(NamedTuple):
     @classmethod
     def added(cls, parts: Sequence[Measurement]) -> Measurement:
         """What several, at least one, measured of the same parameters."""
+        if len(parts) == 1:
+            return parts[0]
         return cls._combined(lambda sums: torch.stack(sums).sum(0), parts)
 
-    def placed(self, places: Tensor, count: int, device: torch.device) -> Measurement:
+    def placed(self, places: Tensor, count: int) -> Measurement:
         """Of `count` parameters, of which those at `places` were measured; zero for the others."""
+        return self._map(lambda sums: sums.new_zeros(count).index_copy_(0, places, sums))
 
-        def spread(sums: Tensor) -> Tensor:
-            sums = sums.to(device)
-            return sums.new_zeros(count).index_copy_(0, places, sums)
+    def to(self, device: torch.device) -> Measurement:
+        """On another device, or on the same."""
+        return self if self.before.device == device else self._map(lambda sums: sums.to(device))
 
-        return self._map(spread)
+    def nothing(self) -> Measurement:
+        """Of as many parameters, on the same device, of which there was nothing to measure."""
+        return self._map(torch.zeros_like)
+
+    def with_removed(self) -> Measurement:
+        """With the norm of the gradient before instead of that after.
+
+        Pythagoras: what was removed is orthogonal to what is left.
+        """
+        norm = self.squared_norm
+        return self if norm is None else self._replace(squared_norm=norm + self.squared_removed)
 
     def total(self) -> Measurement:
         """Of all parameters together, as if they were one."""
+        if self.before.numel() == 1:
+            return self
         return self._map(lambda sums: sums.sum(0, keepdim=True))
 
     def unscaled(self, scale: Tensor | float) -> Measurement:

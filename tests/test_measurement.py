@@ -9,8 +9,6 @@ import torch
 
 from lightning_gc.measurement import Measurement
 
-CPU = torch.device("cpu")
-
 
 def of_one(before: list[complex], fan_in: int = 2, squared_norm: float | None = 50.0) -> Measurement:
     means = torch.tensor(before)
@@ -51,16 +49,37 @@ def test_values_without_a_norm():
 
 
 def test_nothing_measured_is_zero_and_not_nan():
-    absent = of_one([1.0]).placed(torch.tensor([1]), 2, CPU)
+    absent = of_one([1.0]).placed(torch.tensor([1]), 2)
     assert absent.values(["a", "b"])["removed_norm/a"] == 0
     assert absent.values(["a", "b"])["mean_pre/a"] == 0
 
 
 def test_placed():
-    placed = Measurement.joined([of_one([1.0]), of_one([2.0, 2.0])]).placed(torch.tensor([2, 0]), 4, CPU)
+    placed = Measurement.joined([of_one([1.0]), of_one([2.0, 2.0])]).placed(torch.tensor([2, 0]), 4)
     assert placed.before.tolist() == [4.0, 0.0, 1.0, 0.0]
     assert placed.vectors.tolist() == [2.0, 0.0, 1.0, 0.0]
-    assert of_one([1.0], squared_norm=None).placed(torch.tensor([0]), 1, CPU).squared_norm is None
+    assert of_one([1.0], squared_norm=None).placed(torch.tensor([0]), 1).squared_norm is None
+
+
+def test_nothing():
+    nothing = Measurement.joined([of_one([1.0]), of_one([2.0])]).nothing()
+    assert [sums.tolist() for sums in nothing] == [[0.0, 0.0]] * 5
+    assert of_one([1.0], squared_norm=None).nothing().squared_norm is None
+
+
+def test_to():
+    here = of_one([1.0])
+    assert here.to(torch.device("cpu")) is here
+    there = here.to(torch.device("meta"))
+    assert {sums.device.type for sums in there} == {"meta"}
+
+
+def test_with_removed():
+    """The norm before, from that after: (3, 5) is (-1, 1) and its mean twice."""
+    after = of_one([4.0], fan_in=2, squared_norm=2.0)
+    assert after.with_removed().squared_norm.tolist() == [3.0**2 + 5.0**2]
+    without = of_one([4.0], squared_norm=None)
+    assert without.with_removed() is without
 
 
 def test_added_and_total_agree():

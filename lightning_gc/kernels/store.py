@@ -52,18 +52,20 @@ class FusedTensorStore(Store):
         return plan.rest.recentre_(role, _some(to, plan.rest_indices)) or bool(plan.batches)
 
     @torch.no_grad()
-    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
+    def recentre_measured_(self, role: Role, to: Means | None = None, *, each: bool = True) -> Measurement | None:
         """See :meth:`Store.recentre_measured_`."""
         tensors = self._tensors(role)
         plan = self._plan(role, tensors)
         found = [self._launch(role, tensors, batch, indices, to) for batch, indices in plan.batches]
-        of_rest = plan.rest.recentre_measured_(role, _some(to, plan.rest_indices))
+        of_rest = plan.rest.recentre_measured_(role, _some(to, plan.rest_indices), each=each)
         if of_rest is not None:
             found.append((of_rest, plan.rest_places))
         if not found:
             return None
         device, count = found[0][0].vectors.device, len(self.entries)
-        return Measurement.added([part.placed(places.to(device), count, device) for part, places in found])
+        if not each:
+            return Measurement.added([part.total().to(device) for part, _ in found])
+        return Measurement.added([part.to(device).placed(places.to(device), count) for part, places in found])
 
     def _launch(
         self, role: Role, tensors: Sequence[Tensor | None], batch: Batch, indices: Sequence[int], to: Means | None

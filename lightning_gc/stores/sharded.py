@@ -103,18 +103,19 @@ class ShardedStore(Store):
         return any(t is not None for t in tensors) or not all(piece.has_all for piece in self._pieces)
 
     @torch.no_grad()
-    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
+    def recentre_measured_(self, role: Role, to: Means | None = None, *, each: bool = True) -> Measurement:
         """See :meth:`Store.recentre_measured_`; never None, since other ranks may have measured something."""
         tensors = self._tensors(role)
         norms = [piece.squared_norm(tensor) for piece, tensor in zip(self._pieces, tensors, strict=True)]
         before = self._recentre_(tensors, to)
         after = self._deviations(tensors, to)
-        return Measurement.joined(
+        measured = Measurement.joined(
             [
                 _measure(piece, one_before, one_after, norm if role == "gradient" else None)
                 for piece, norm, one_before, one_after in zip(self._pieces, norms, before, after, strict=True)
             ]
         )
+        return measured if each else measured.total()
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
         """See :meth:`Store.sum_over_ranks_`."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_gc.blocks import centralize_rows_, centralize_rows_measured_, rows_per_block
-from lightning_gc.dims import fan_in_of
 from lightning_gc.functional import recentre_, recentre_measured_, vector_means
 from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Means, Role, Store
-from lightning_gc.stores.measured import Measurer, Seen, is_small
-from lightning_gc.traits import is_dtensor, is_expanded, is_narrow
+from lightning_gc.stores.chunks import Chunk, plan_chunks
+from lightning_gc.stores.plain import Plain, centralize_, centralize_measured_, is_not_plain, is_plain, plan
+from lightning_gc.traits import is_expanded
 
 _GRADIENT = attrgetter("grad")  # half the time of `parameter.grad` in a loop
+T = TypeVar("T")
 
 
 class TensorStore(Store):
@@ -27,17 +27,17 @@ class TensorStore(Store):
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
         self._layouts = [(e.parameter, e.layout.dims, e.layout.groups) for e in self.entries if e.layout]
-        self._measurer: Measurer | None = None
-        self._plan_steps({index for index, (p, _, groups) in enumerate(self._layouts) if _is_plain(p, groups)})
+        self._plan_steps({place for place, (p, _, groups) in enumerate(self._layouts) if is_plain(p, groups)})
 
     def _plan_steps(self, plain: set[int]) -> None:
         """Set apart what needs no further look at each step: the two calls of the equation, and nothing else."""
-        total = sum(self._layouts[index][0].nbytes for index in plain)
-        self._plain = [
-            _plan(index, p, dims, total) for index, (p, dims, _) in enumerate(self._layouts) if index in plain
-        ]
-        self._plain_parameters = [self._layouts[one.place][0] for one in self._plain]
-        self._others = [index for index in range(len(self._layouts)) if index not in plain]
+        self._plain = {one.place: one for one in plan(sorted(plain), self._layouts)}
+        self._others = [place for place in range(len(self._layouts)) if place not in plain]
+        self._in_blocks = [one for one in self._plain.values() if one.rows_per_block]
+        whole = [one for one in self._plain.values() if not one.rows_per_block]
+        self._whole = [[getattr(one, name) for one in whole] for name in ("parameter", "dims", "reciprocal", "place")]
+        self._refused: list[int] = []
+        self._chunks: dict[bool, list[Chunk]] = {}
 
     @torch.no_grad()
     def means(self, role: Role) -> Means:
@@ -52,105 +52,158 @@ class TensorStore(Store):
     def recentre_(self, role: Role, to: Means | None = None) -> bool:
         """See :meth:`Store.recentre_`."""
         if role == "gradient" and to is None:
-            return self._centralize_gradients_()
-        moved = [self._recentre_one_(index, role, to) for index in range(len(self._layouts))]
+            moved = [self._centralize_whole_()]
+            moved += [self._attempt(centralize_, one) is not None for one in self._in_blocks]
+            self._set_refused_apart()
+            places: Sequence[int] = self._others
+        else:
+            moved, places = [], range(len(self._layouts))
+        moved += [self._recentre_one_(place, role, to) for place in places]
         return any(moved)
 
     @torch.no_grad()
-    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
+    def recentre_measured_(self, role: Role, to: Means | None = None, *, each: bool = True) -> Measurement | None:
         """See :meth:`Store.recentre_measured_`."""
-        seen = Seen()
-        if role == "gradient" and to is None:
-            self._centralize_gradients_(seen)
-        else:
-            for index in range(len(self._layouts)):
-                self._recentre_one_(index, role, to, seen)
-        if not (seen.small or seen.measured):
-            return None
-        if self._measurer is None or not self._measurer.fits(seen):
-            self._measurer = Measurer(self.entries, seen)
-        return self._measurer(seen)
+        plain = self._plain if role == "gradient" and to is None else {}
+        if each:
+            return self._measure_each_(plain, role, to)
+        if bool(plain) not in self._chunks:
+            self._chunks[bool(plain)] = plan_chunks(self.entries, list(plain))
+        found = [
+            self._measure_sums_(chunk) if chunk.has_sums else self._measure_means_(chunk, role, to)
+            for chunk in self._chunks[bool(plain)]
+        ]
+        found += [self._measure_one_(place, role, to) for place in self._set_refused_apart()]
+        measured = [one for one in found if one is not None]
+        return Measurement.added([one.to(measured[0].before.device) for one in measured]) if measured else None
 
-    def _centralize_gradients_(self, seen: Seen | None = None) -> bool:
-        """The path of every step: no more Python than the two calls a parameter need.
-
-        What was centralized is added to `seen`. The arithmetic is the same with and without.
-        """
+    def _centralize_whole_(self) -> bool:
+        """The path of every step: no more Python than the two calls a parameter need."""
         found = False
-        refused = []
-        has_one_thread = torch.get_num_threads() == 1
-        for gradient, (index, dims, fan_in, reciprocal, small, rows) in zip(
-            map(_GRADIENT, self._plain_parameters), self._plain, strict=True
-        ):
+        parameters, *known = self._whole
+        for gradient, dims, reciprocal, place in zip(list(map(_GRADIENT, parameters)), *known, strict=True):
             if gradient is None:
                 continue
             try:
-                if rows and has_one_thread and gradient.layout == torch.strided and gradient.stride(0) == fan_in:
-                    if seen is not None:
-                        seen.add(index, fan_in, *centralize_rows_measured_(gradient, dims, reciprocal, rows))
-                    else:
-                        centralize_rows_(gradient, dims, reciprocal, rows)
-                    found = True
-                    continue
-                # Not sub_(mean()): on a CPU, mean() is sum() and one more call.
-                sums = gradient.sum(dims, True)
-                gradient.sub_(sums, alpha=reciprocal)
-            except RuntimeError:  # nothing was written
-                if not (gradient.is_sparse or is_expanded(gradient)):
+                gradient.sub_(gradient.sum(dims, True), alpha=reciprocal)
+                found = True
+            except RuntimeError:
+                if not is_not_plain(gradient):
                     raise
-                refused.append(index)
-                continue
-            found = True
-            if seen is None:
-                continue
-            if small:
-                seen.small.append((index, gradient, sums))
-            else:
-                seen.add(index, fan_in, sums, gradient.sum(dims, True), torch.linalg.vector_norm(gradient))
-        if refused:  # for good: what has a sparse gradient once has one in every step
-            self._plan_steps({one.place for one in self._plain}.difference(refused))
-        for index in self._others:
-            found |= self._recentre_one_(index, "gradient", None, seen)
+                self._refused.append(place)
         return found
 
-    def _recentre_one_(self, index: int, role: Role, to: Means | None, seen: Seen | None = None) -> bool:
-        """Move the means of one parameter to `to`; whether there was anything to move."""
-        parameter, dims, groups = self._layouts[index]
-        target = None if to is None else to[index]
-        # No mean to move to: the parameter was frozen when the means were taken.
-        tensor = None if to is not None and target is None else _writable(parameter, role)
+    def _attempt(self, act: Callable[..., T], one: Plain, *args: Tensor) -> T | None:
+        """Act on a gradient that is taken to be plain; None if it is not there, or not plain after all."""
+        gradient = one.parameter.grad
+        if gradient is None:
+            return None
+        try:
+            return act(one, gradient, *args)
+        except RuntimeError:
+            if not is_not_plain(gradient):
+                raise
+            self._refused.append(one.place)
+            return None
+
+    def _set_refused_apart(self) -> Sequence[int]:
+        """For good: what has a sparse gradient once has one in every step."""
+        refused = self._refused
+        if refused:
+            self._plan_steps(set(self._plain).difference(refused))
+        return refused
+
+    def _measure_each_(self, plain: Mapping[int, Plain], role: Role, to: Means | None) -> Measurement | None:
+        found: dict[int, Measurement] = {}
+        for place in range(len(self._layouts)):
+            sums = self._attempt(centralize_measured_, plain[place]) if place in plain else None
+            if sums is not None:
+                found[place] = _of_sums(plain[place], *sums)
+            elif place not in plain or place in self._refused:
+                one = self._measure_one_(place, role, to)
+                if one is not None:
+                    found[place] = one
+        self._set_refused_apart()
+        if not found:
+            return None
+        first = next(iter(found.values()))
+        device, nothing = first.before.device, first.nothing()
+        return Measurement.joined([found.get(i, nothing).to(device) for i in range(len(self._layouts))])
+
+    def _measure_sums_(self, chunk: Chunk) -> Measurement | None:
+        """Centralize the plain gradients of a chunk."""
+        found: list[Tensor] = []
+        vectors = 0
+        for slot in chunk.slots:
+            one = self._plain[slot.place]
+            if chunk.copied:
+                centralized = self._attempt(centralize_, one, slot.before)
+            else:
+                sums = self._attempt(centralize_measured_, one, slot.before, slot.after)
+                centralized = sums[-1] if sums else None
+            if centralized is None:
+                slot.clear()
+                continue
+            found.append(centralized)
+            vectors += slot.before.numel()
+        if not found:
+            return None
+        return chunk.measured_from_copy(vectors, found) if chunk.copied else chunk.measured(vectors, found)
+
+    def _measure_means_(self, chunk: Chunk, role: Role, to: Means | None) -> Measurement | None:
+        """Recentre the other tensors of a chunk."""
+        norms: list[Tensor] = []
+        vectors = 0
+        for slot in chunk.slots:
+            means = self._recentre_measured_one_(slot.place, role, to)
+            if means is None:
+                slot.clear()
+                continue
+            before, after, squared_norm = means
+            slot.before.copy_(before.flatten())
+            slot.after.copy_(after.flatten())
+            norms.append(squared_norm.sqrt())
+            vectors += slot.before.numel()
+        if not norms:
+            return None
+        return chunk.measured(vectors, norms if role == "gradient" else [])
+
+    def _measure_one_(self, place: int, role: Role, to: Means | None) -> Measurement | None:
+        means = self._recentre_measured_one_(place, role, to)
+        if means is None:
+            return None
+        before, after, squared_norm = means
+        fan_in = self.entries[place].fan_in
+        return Measurement.of_one(before, after, fan_in, squared_norm if role == "gradient" else None)
+
+    def _recentre_measured_one_(self, place: int, role: Role, to: Means | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The means of one parameter before and after, less their goals, and the squared norm before."""
+        tensor, goal = self._movable(place, role, to)
         if tensor is None:
-            return False
-        if seen is None:
-            recentre_(tensor, dims, groups, target)
-        else:
-            before, after, squared_norm = recentre_measured_(tensor, dims, groups, target)
-            norm = squared_norm.sqrt() if role == "gradient" else None
-            seen.add(index, 1, before, after if target is None else after - target, norm)
-        return True
+            return None
+        _, dims, groups = self._layouts[place]
+        before, after, squared_norm = recentre_measured_(tensor, dims, groups, goal)
+        return before, after if goal is None else after - goal, squared_norm
+
+    def _recentre_one_(self, place: int, role: Role, to: Means | None) -> bool:
+        """Move the means of one parameter to `to`; whether there was anything to move."""
+        tensor, goal = self._movable(place, role, to)
+        if tensor is not None:
+            _, dims, groups = self._layouts[place]
+            recentre_(tensor, dims, groups, goal)
+        return tensor is not None
+
+    def _movable(self, place: int, role: Role, to: Means | None) -> tuple[Tensor | None, Tensor | None]:
+        """What there is to move, and where to; None for zero."""
+        goal = None if to is None else to[place]
+        # No mean to move to: the parameter was frozen when the means were taken.
+        frozen = to is not None and goal is None
+        return None if frozen else _writable(self._layouts[place][0], role), goal
 
 
-class _Plain(NamedTuple):
-    place: int
-    dims: tuple[int, ...]
-    fan_in: int
-    reciprocal: float
-    small: bool
-    rows_per_block: int
-
-
-def _plan(place: int, parameter: Tensor, dims: tuple[int, ...], total_bytes: int) -> _Plain:
-    fan_in = fan_in_of(parameter.shape, dims)
-    # Where weight vectors span dim 0, they are not rows.
-    rows = 0 if 0 in dims else rows_per_block(parameter, total_bytes)
-    return _Plain(place, dims, fan_in, 1 / max(1, fan_in), is_small(parameter), rows)
-
-
-def _is_plain(parameter: Tensor, groups: int) -> bool:
-    """Whether a dense gradient of the parameter can be summed in its own dtype, as it is."""
-    # A parameter may take gradients of another dtype, or (None) of any.
-    gradient_dtype = getattr(parameter, "grad_dtype", parameter.dtype)
-    return groups == 1 and not is_narrow(parameter) and not is_dtensor(parameter) and gradient_dtype == parameter.dtype
+def _of_sums(one: Plain, before: Tensor, after: Tensor, norm: Tensor) -> Measurement:
+    means = before * one.reciprocal, after * one.reciprocal
+    return Measurement.of_one(*means, one.fan_in, norm.square()).with_removed()
 
 
 def tensor_of(parameter: Tensor, role: Role) -> Tensor | None:

@@ -144,6 +144,16 @@ def test_dtensors_and_tensors_together(placements, measured):
     assert net.frozen.weight.grad is None
 
 
+@pytest.mark.parametrize("placements", PLACEMENTS)
+def test_all_are_measured_as_one(placements):
+    each, one = (placed(placements)[2] for _ in range(2))
+    expected = each.recentre_measured_("gradient").values()
+    measurement = one.recentre_measured_("gradient", each=False)
+    assert [sums.shape for sums in measurement] == [(1,)] * 5
+    for name, value in measurement.values().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_a_gradient_that_is_a_summand_is_added_up_first():
     net, wholes, store = placed([Shard(0)], [Partial()])
     assert store.recentre_("gradient")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_gc import blocks, select
-from lightning_gc.stores import TensorStore, tensors
+from lightning_gc.stores import TensorStore, plain
 from tests import oracle
 
 ROLES = ["gradient", "weight"]
@@ -319,7 +319,7 @@ class TestLargeGradients:
 
     def test_one_thread_takes_blocks_and_two_do_not(self, everything_is_large, monkeypatch):
         calls = []
-        monkeypatch.setattr(tensors, "centralize_rows_", lambda *args: calls.append(args))
+        monkeypatch.setattr(plain, "centralize_rows_", lambda *args: calls.append(args))
         store, _ = one(torch.randn(40, 8))
         assert store.recentre_("gradient")
         assert len(calls) == (1 if everything_is_large == 1 else 0)
