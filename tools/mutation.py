@@ -39,6 +39,9 @@ TESTS = {
     ],
     "blocks": ["tests/test_blocks.py", "tests/test_functional.py", "tests/stores"],
     "traits": ["tests/test_traits.py", "tests/test_functional.py", "tests/stores"],
+    "stores/plain": ["tests/stores"],
+    "stores/chunks": ["tests/stores", "tests/test_logged_means.py", "tests/test_recompilation.py"],
+    "stores/tensors": ["tests/stores", "tests/test_logged_means.py"],
     "measurement": ["tests/test_measurement.py", "tests/stores", "tests/test_metrics.py", "tests/test_logged_means.py"],
     "selection": [
         "tests/test_selection.py",

@@ -35,6 +35,7 @@ class TensorStore(Store):
         self._others = [place for place in range(len(self._layouts)) if place not in plain]
         self._in_blocks = [one for one in self._plain.values() if one.rows_per_block]
         whole = [one for one in self._plain.values() if not one.rows_per_block]
+        # As columns, which a loop goes through in less time than through objects.
         self._whole = [[getattr(one, name) for one in whole] for name in ("parameter", "dims", "reciprocal", "place")]
         self._refused: list[int] = []
         self._chunks: dict[bool, list[Chunk]] = {}
@@ -78,7 +79,7 @@ class TensorStore(Store):
         return Measurement.added([one.to(measured[0].before.device) for one in measured]) if measured else None
 
     def _centralize_whole_(self) -> bool:
-        """The path of every step: no more Python than the two calls a parameter need."""
+        """The path of every step: :func:`centralize_` with no more Python than its two calls need."""
         found = False
         parameters, *known = self._whole
         for gradient, dims, reciprocal, place in zip(list(map(_GRADIENT, parameters)), *known, strict=True):
