@@ -6,6 +6,7 @@ arithmetic does. What depends on the entries alone is planned, and uploaded, onc
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -71,9 +72,9 @@ class Chunk:
             shape = _shape_of_sums(entry) if has_sums else before.shape
             self.slots.append(Slot(place, before.view(shape), after.view(shape)))
         # What makes means of sums, or sums of means.
-        factors = [1 / max(1, entry.fan_in) if has_sums else float(entry.fan_in) for _, entry in members]
+        factors = [1 / entry.fan_in if has_sums else float(entry.fan_in) for _, entry in members]
         spread = torch.tensor(factors, dtype=torch.float64).repeat_interleave(torch.tensor(counts))
-        self._factors = spread.to(buffers[0].dtype.to_real()).to(buffers[0].device)
+        self._factors = spread.to(self._before.dtype.to_real()).to(self._before.device)
 
     def measured(self, vectors: int, norms: Sequence[Tensor]) -> Measurement:
         """What is in the slots, as one, of so many weight vectors. They are not to be read again.
@@ -117,7 +118,11 @@ def plan_chunks(entries: Sequence[Entry], with_sums: Sequence[int]) -> list[Chun
         copied = place in summed and parameter.nbytes <= _SMALL_BYTES and shapes[alike] >= _MANY
         dtype = accumulation_dtype(parameter.dtype)
         groups[_Group(parameter.device, dtype, place in summed, alike if copied else None)].append((place, entry))
-    parts = [(group, part) for group, members in groups.items() for part in _cut(members, group.copied is not None)]
+    parts = [
+        (group, part)
+        for group, members in groups.items()
+        for part in _cut(members, math.inf if group.copied is None else _COPY_BYTES)
+    ]
     sizes: Counter[tuple[torch.device, torch.dtype]] = Counter()
     for group, part in parts:
         on = group.device, group.dtype
@@ -142,19 +147,19 @@ def _alike(entry: Entry) -> object:
     return parameter.shape, parameter.dtype, parameter.device, entry.layout
 
 
-def _cut(members: Sequence[Member], copied: bool) -> Iterator[list[Member]]:
-    """Cut members into parts of no more than the chunk's size, or of one."""
+def _cut(members: Sequence[Member], most_bytes: float) -> Iterator[list[Member]]:
+    """Cut members into parts of so many weight vectors, and so many bytes, at most; or of one."""
     part: list[Member] = []
     vectors = size = 0
     for member in members:
-        vectors += member[1].weight_vectors
-        size += member[1].parameter.nbytes if copied else 0
-        if part and (vectors > _CHUNK_VECTORS or size > _COPY_BYTES):
+        _, entry = member
+        vectors += entry.weight_vectors
+        size += entry.parameter.nbytes
+        if part and (vectors > _CHUNK_VECTORS or size > most_bytes):
             yield part
-            part, vectors, size = [], member[1].weight_vectors, member[1].parameter.nbytes if copied else 0
+            part, vectors, size = [], entry.weight_vectors, entry.parameter.nbytes
         part.append(member)
-    if part:
-        yield part
+    yield part
 
 
 def _shape_of_sums(entry: Entry) -> torch.Size:

@@ -42,7 +42,7 @@ def plan(places: Sequence[int], layouts: Sequence[tuple[Tensor, tuple[int, ...],
         fan_in = fan_in_of(parameter.shape, dims)
         # Where weight vectors span dim 0, they are not rows.
         rows = 0 if 0 in dims else rows_per_block(parameter, total_bytes)
-        planned.append(Plain(place, parameter, dims, fan_in, 1 / max(1, fan_in), rows))
+        planned.append(Plain(place, parameter, dims, fan_in, 1 / fan_in, rows))
     return planned
 
 

@@ -147,6 +147,32 @@ def test_other_gradients_may_be_there_in_each_step(each):
         torch.testing.assert_close(values["mean_pre/idle.weight"], torch.tensor(3.0))
 
 
+@pytest.mark.parametrize(
+    ("layers", "kwargs"),
+    [
+        pytest.param(3, {"in_features": 9}, id="sums"),
+        pytest.param(_MANY, {"in_features": 9}, id="sums, measured from a copy"),
+        pytest.param(3, {"in_features": 9, "dtype": torch.bfloat16}, id="means"),
+    ],
+)
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_a_gradient_that_is_not_there_any_more_counts_for_nothing(layers, kwargs, absent):
+    stores = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        module = nn.ModuleList([nn.Linear(out_features=5, bias=False, **kwargs) for _ in range(layers)])
+        store = store_of(module)
+        for step in range(2):
+            for i, layer in enumerate(module):
+                layer.weight.grad = None if step and i == absent else torch.randn(5, 9).to(layer.weight.dtype) + 1
+            if not step:
+                store.recentre_measured_("gradient", each=False)
+        stores.append(store)
+    each, one = (store.recentre_measured_("gradient", each=e) for store, e in zip(stores, (True, False), strict=True))
+    assert one.vectors.tolist() == [5 * (layers - 1)]
+    assert_same(one.values(), each.values())
+
+
 def test_chunks_are_planned_once_and_anew_when_a_gradient_is_not_what_was_planned_for():
     module = network()
     store = store_of(module)

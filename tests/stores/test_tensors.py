@@ -12,6 +12,13 @@ from lightning_gc.stores import TensorStore, plain
 from tests import oracle
 
 ROLES = ["gradient", "weight"]
+HOWS = ["centralized", "each measured", "all measured"]
+
+
+def do(store: TensorStore, how: str):
+    if how == "centralized":
+        return store.recentre_("gradient")
+    return store.recentre_measured_("gradient", each=how == "each measured")
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
@@ -141,16 +148,16 @@ class TestUpdates:
 class TestNothingToMove:
     def test_without_entries(self):
         store = TensorStore([])
-        assert not store.recentre_("gradient")
-        assert store.recentre_measured_("gradient") is None
+        for how in HOWS:
+            assert not do(store, how)
         assert store.means("weight") == []
 
     def test_without_gradients(self):
         module = network()
         module.zero_grad()
         store = store_of(module)
-        assert not store.recentre_("gradient")
-        assert store.recentre_measured_("gradient") is None
+        for how in HOWS:
+            assert not do(store, how)
         assert store.means("gradient") == [None] * 5
 
 
@@ -161,14 +168,14 @@ def one(gradient: torch.Tensor, shape: tuple[int, ...] | None = None, layer=nn.L
     return store_of(module), module
 
 
-@pytest.mark.parametrize("how", ["recentre_", "recentre_measured_"])
+@pytest.mark.parametrize("how", HOWS)
 class TestOddGradients:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_expanded(self, how, dtype):
         gradient = torch.arange(4.0).to(dtype).expand(3, 4)
         store, module = one(gradient)
         expected = oracle.centralized(gradient, (1,))
-        assert getattr(store, how)("gradient")
+        assert do(store, how)
         np.testing.assert_allclose(oracle.to_numpy(module.weight.grad), expected)
         assert torch.equal(gradient[0], torch.arange(4.0).to(dtype))  # what shared its memory is left alone
 
@@ -176,7 +183,7 @@ class TestOddGradients:
         gradient = torch.randn(4, 3).t()
         expected = oracle.centralized(gradient, (1,))
         store, module = one(gradient)
-        getattr(store, how)("gradient")
+        do(store, how)
         assert module.weight.grad is gradient
         np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-6)
 
@@ -184,7 +191,7 @@ class TestOddGradients:
         module = nn.Conv2d(3, 4, 3, bias=False)
         module.weight.grad = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
         expected = oracle.centralized(module.weight.grad, (1, 2, 3))
-        getattr(store_of(module), how)("gradient")
+        do(store_of(module), how)
         np.testing.assert_allclose(module.weight.grad.numpy(), expected, atol=1e-6)
         assert module.weight.grad.is_contiguous(memory_format=torch.channels_last)
 
@@ -198,11 +205,11 @@ class TestOddGradients:
         expected = oracle.centralized(gradient.to(torch.float32), (1,))
         before = oracle.means_of(oracle.to_numpy(gradient.to(torch.float32)), (1,))
         norm = oracle.to_numpy(gradient.to(torch.float32))
-        measurement = getattr(store, how)("gradient")
+        measurement = do(store, how)
         atol = 1e-6 if dtype == torch.float32 else 3e-2
         assert module.weight.grad.is_sparse
         np.testing.assert_allclose(oracle.to_numpy(module.weight.grad.to(torch.float32)), expected, atol=atol)
-        if how == "recentre_measured_":
+        if how != "centralized":
             assert measurement.vectors.tolist() == [5]
             np.testing.assert_allclose(measurement.before, [np.abs(before).sum()], atol=atol)
             np.testing.assert_allclose(measurement.after, 0, atol=atol)
@@ -213,7 +220,7 @@ class TestOddGradients:
         module = nn.Linear(4, 3, bias=False)
         module(torch.randn(2, 4)).pow(2).sum().backward(create_graph=True)
         expected = oracle.centralized(module.weight.grad, (1,))
-        assert getattr(store_of(module), how)("gradient")
+        assert do(store_of(module), how)
         np.testing.assert_allclose(module.weight.grad.detach().numpy(), expected, atol=1e-5)
         module.weight.grad = None  # breaks the cycle that create_graph makes
 
@@ -226,7 +233,7 @@ class TestOddGradients:
         module.weight.grad = (torch.randn(2, 4096, generator=torch.Generator().manual_seed(0)) + 30).bfloat16()
         wide = module.weight.grad.double()
         expected = (wide - wide.mean(1, keepdim=True)).bfloat16()
-        getattr(store_of(module), how)("gradient")
+        do(store_of(module), how)
         torch.testing.assert_close(module.weight.grad, expected, rtol=2**-8, atol=1e-4)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -234,7 +241,7 @@ class TestOddGradients:
         gradient = torch.randn(3, 4).to(dtype)
         gradient[1, 2] = float("inf")
         store, module = one(gradient)
-        getattr(store, how)("gradient")
+        do(store, how)
         assert not module.weight.grad[1].isfinite().any()
         assert module.weight.grad[[0, 2]].isfinite().all()
 
@@ -243,7 +250,26 @@ class TestOddGradients:
         with torch.inference_mode():
             module.weight.grad = torch.zeros(3, 4)  # cannot be changed in place outside of that mode
         with pytest.raises(RuntimeError, match=r"[Ii]nference"):
-            getattr(store, how)("gradient")
+            do(store, how)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_is_sparse_once_is_not_tried_again(how):
+    store, _ = one(torch.eye(4).to_sparse(1), layer=nn.Embedding)
+    assert do(store, how)
+    assert not store._plain
+    assert not store._refused
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("rows", [0, 2])
+def test_any_other_error_is_raised(how, rows, monkeypatch):
+    monkeypatch.setattr(plain, "rows_per_block", lambda *_: rows)
+    with torch.inference_mode():
+        gradient = torch.ones(4, 3)  # which torch does not let be changed in place
+    store, _ = one(gradient)
+    with pytest.raises(RuntimeError, match="inference tensor"):
+        do(store, how)
 
 
 def test_an_expanded_weight_is_refused_by_torch_and_its_gradient_left_alone():
@@ -298,7 +324,7 @@ class TestLargeGradients:
         np.testing.assert_allclose(measurement.before, means, rtol=1e-4)
         np.testing.assert_allclose(measurement.squared_norm, norms, rtol=1e-4)
 
-    @pytest.mark.parametrize("how", ["recentre_", "recentre_measured_"])
+    @pytest.mark.parametrize("how", HOWS)
     @pytest.mark.parametrize(
         "hold",
         [
@@ -314,12 +340,19 @@ class TestLargeGradients:
         gradient = hold(torch.randn(40, 8))
         store, module = one(gradient, layer=nn.Embedding)
         expected = oracle.centralized(gradient, (1,))
-        assert getattr(store, how)("gradient")
+        assert do(store, how)
         np.testing.assert_allclose(oracle.to_numpy(module.weight.grad), expected, atol=1e-6)
 
     def test_one_thread_takes_blocks_and_two_do_not(self, everything_is_large, monkeypatch):
         calls = []
-        monkeypatch.setattr(plain, "centralize_rows_", lambda *args: calls.append(args))
-        store, _ = one(torch.randn(40, 8))
-        assert store.recentre_("gradient")
-        assert len(calls) == (1 if everything_is_large == 1 else 0)
+
+        def count(name):
+            act = getattr(plain, name)
+            monkeypatch.setattr(plain, name, lambda *args: (calls.append(name), act(*args))[1])
+
+        count("centralize_rows_")
+        count("centralize_rows_measured_")
+        for how in HOWS:
+            store, _ = one(torch.randn(40, 8))
+            assert do(store, how)
+        assert len(calls) == (len(HOWS) if everything_is_large == 1 else 0)
