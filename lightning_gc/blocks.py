@@ -148,8 +148,7 @@ def _blocks(view: Tensor, dims: tuple[int, ...]) -> tuple[int, Sequence[Tensor]]
     bytes_in_all = accumulation_dtype(view.dtype).itemsize * view.numel()
     if bytes_in_all <= size:
         return dim, (view,)
-    bytes_each = bytes_in_all // view.shape[dim]
-    return dim, torch.split(view, max(1, size // max(1, bytes_each)), dim)
+    return dim, torch.split(view, max(1, size // (bytes_in_all // view.shape[dim])), dim)
 
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:

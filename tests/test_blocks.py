@@ -48,6 +48,19 @@ def test_blocks_change_nothing(shape, dims, groups, moved, dtype, monkeypatch):
     torch.testing.assert_close(measured_norm, norm_before)
 
 
+def test_what_is_one_block_is_not_joined(monkeypatch):
+    def join(*_, **__):
+        raise AssertionError("there is nothing to join")
+
+    gradient = torch.randn(6, 4).to(torch.bfloat16)
+    monkeypatch.setattr(torch, "cat", join)
+    monkeypatch.setattr(torch, "stack", join)
+    recentre_(gradient, (1,))
+    recentre_measured_(gradient, (1,))
+    vector_means(gradient, (1,))
+    squared_norm(gradient)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_large_gradient_against_the_oracle(memory_format, monkeypatch):

@@ -89,6 +89,12 @@ def test_added_and_total_agree():
         assert torch.equal(one, other)
 
 
+def test_what_is_one_already_takes_no_operation():
+    one = of_one([1.0])
+    assert one.total() is one
+    assert Measurement.added([one]) is one
+
+
 def test_unscaled():
     """As if the gradient had been divided before."""
     scaled = of_one([6.0, -8.0], squared_norm=200.0).unscaled(2.0)
