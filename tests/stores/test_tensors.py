@@ -272,6 +272,22 @@ def test_any_other_error_is_raised(how, rows, monkeypatch):
         do(store, how)
 
 
+@pytest.mark.parametrize("how", HOWS)
+def test_what_fails_for_no_fault_of_the_gradient_is_not_tried_in_another_way(how, monkeypatch):
+    act = torch.Tensor.sub_
+    failures = ["out of memory"]
+
+    def fail_once(*args, **kwargs):
+        if failures:
+            raise RuntimeError(failures.pop())
+        return act(*args, **kwargs)
+
+    store, _ = one(torch.ones(4, 3))
+    monkeypatch.setattr(torch.Tensor, "sub_", fail_once)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        do(store, how)
+
+
 def test_an_expanded_weight_is_refused_by_torch_and_its_gradient_left_alone():
     """No optimizer can step on it either."""
     module = nn.Linear(4, 3, bias=False)
