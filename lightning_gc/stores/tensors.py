@@ -15,7 +15,7 @@ from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Means, Role, Store
 from lightning_gc.stores.chunks import Chunk, plan_chunks
 from lightning_gc.stores.plain import Plain, centralize_, centralize_measured_, is_not_plain, is_plain, plan
-from lightning_gc.traits import is_expanded
+from lightning_gc.traits import is_dtensor, is_expanded
 
 _GRADIENT = attrgetter("grad")  # half the time of `parameter.grad` in a loop
 T = TypeVar("T")
@@ -184,7 +184,7 @@ class TensorStore(Store):
             return None
         _, dims, groups = self._layouts[place]
         before, after, squared_norm = recentre_measured_(tensor, dims, groups, goal)
-        return before, after if goal is None else after - goal, squared_norm
+        return _whole(before), _whole(after if goal is None else after - goal), _whole(squared_norm)
 
     def _recentre_one_(self, place: int, role: Role, to: Means | None) -> bool:
         """Move the means of one parameter to `to`; whether there was anything to move."""
@@ -200,6 +200,11 @@ class TensorStore(Store):
         # No mean to move to: the parameter was frozen when the means were taken.
         frozen = to is not None and goal is None
         return None if frozen else _writable(self._layouts[place][0], role), goal
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Out of a DTensor, the tensor itself: what is logged of it goes together with what is logged of others."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _of_sums(one: Plain, before: Tensor, after: Tensor, norm: Tensor) -> Measurement:

@@ -22,6 +22,7 @@ from lightning_gc.stores.dtensor import DTensorEngine
 from lightning_gc.stores.fragments import Fragment, FragmentPiece, spans_of_chunks
 from lightning_gc.stores.fsdp import FSDPEngine
 from lightning_gc.stores.sharded import ShardedStore
+from lightning_gc.stores.tensors import TensorStore
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -151,6 +152,19 @@ def test_all_are_measured_as_one(placements):
     measurement = one.recentre_measured_("gradient", each=False)
     assert [sums.shape for sums in measurement] == [(1,)] * 5
     for name, value in measurement.values().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize("placements", PLACEMENTS)
+def test_dtensors_that_no_strategy_knows_of_are_measured(placements, each):
+    """Of a module that the user sharded, trained without a strategy that does."""
+    expected = placed(placements)[2].recentre_measured_("gradient", each=each).values()
+    net, wholes, store = placed(placements)
+    values = TensorStore(store.entries).recentre_measured_("gradient", each=each).values()
+    check_centralized(net, wholes)
+    for name, value in values.items():
+        assert not isinstance(value, DTensor)
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
