@@ -39,6 +39,11 @@ def fan_in_of(shape: Sequence[int], dims: Sequence[int], groups: int = 1) -> int
     return math.prod(shape[d] for d in dims) // (groups if 0 in dims else 1)
 
 
+def means_shape(shape: Sequence[int], dims: Sequence[int]) -> torch.Size:
+    """The shape of a tensor whose dims are kept as size 1."""
+    return torch.Size([1 if d in dims else n for d, n in enumerate(shape)])
+
+
 def grouped(tensor: Tensor, dims: tuple[int, ...], groups: int) -> tuple[Tensor, tuple[int, ...]]:
     """View dim 0 as ``(groups, -1)``, and the dims of that view that one weight vector spans."""
     if groups == 1 or 0 not in dims:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_gc.dims import fan_in_of, grouped, resolve_dims
+from lightning_gc.dims import fan_in_of, grouped, means_shape, resolve_dims
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,12 @@ def test_groups(shape, groups):
 )
 def test_fan_in(shape, dims, groups, expected):
     assert fan_in_of(shape, dims, groups) == expected
+
+
+@pytest.mark.parametrize("dims", [(1, 2, 3), (0, 2), (1,), (), (0, 1, 2, 3)])
+def test_means_shape(dims):
+    tensor = torch.zeros(8, 3, 2, 5)
+    assert means_shape(tensor.shape, dims) == (tensor.sum(dims, keepdim=True).shape if dims else tensor.shape)
 
 
 def test_grouped_is_a_view():

@@ -1,6 +1,6 @@
 """Mutation testing: change the code in small ways, one at a time, and see that a test fails each time.
 
-    python tools/mutation.py functional blocks traits measurement selection callback
+    python tools/mutation.py functional blocks stores/tensors
 
 Needs cosmic-ray, which makes most of the mutants (`pip install cosmic-ray`), Python 3.11 and a system that forks. The tests
 are collected once; each mutant is tested in a fork, where the code of the functions that it changes is exchanged.

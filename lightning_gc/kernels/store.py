@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_gc.dims import means_shape
 from lightning_gc.kernels.launch import Batch, Outputs, Rows, as_rows, takes
 from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
@@ -97,7 +98,7 @@ class FusedTensorStore(Store):
     def _means_shape(self, index: int) -> torch.Size:
         entry = self.entries[index]
         assert entry.layout is not None
-        return torch.Size([1 if d in entry.layout.dims else s for d, s in enumerate(entry.shape)])
+        return means_shape(entry.shape, entry.layout.dims)
 
 
 class _Plan:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_gc.dims import means_shape
 from lightning_gc.measurement import Measurement
 from lightning_gc.selection import Entry
 from lightning_gc.traits import accumulation_dtype
@@ -69,7 +70,8 @@ class Chunk:
         self.slots: list[Slot] = []
         parts = zip(members, torch.split(self._before, counts), torch.split(self._after, counts), strict=True)
         for (place, entry), before, after in parts:
-            shape = _shape_of_sums(entry) if has_sums else before.shape
+            assert entry.layout is not None
+            shape = means_shape(entry.shape, entry.layout.dims) if has_sums else before.shape
             self.slots.append(Slot(place, before.view(shape), after.view(shape)))
         # What makes means of sums, or sums of means.
         factors = [1 / entry.fan_in if has_sums else float(entry.fan_in) for _, entry in members]
@@ -160,11 +162,6 @@ def _cut(members: Sequence[Member], most_bytes: float) -> Iterator[list[Member]]
             part, vectors, size = [], entry.weight_vectors, entry.parameter.nbytes
         part.append(member)
     yield part
-
-
-def _shape_of_sums(entry: Entry) -> torch.Size:
-    assert entry.layout is not None
-    return torch.Size([1 if d in entry.layout.dims else n for d, n in enumerate(entry.shape)])
 
 
 def _abs_(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_gc.dims import means_shape
 from lightning_gc.functional import vector_means
 from lightning_gc.selection import Entry
 from lightning_gc.stores.base import Role
@@ -51,7 +52,7 @@ class FragmentPiece(Piece):
         assert layout is not None
         self._tensor = fragment.tensor
         self._shape, self._dims = in_memory_order(entry.shape, layout.dims, layout.groups, fragment.strides)
-        self._means_shape = tuple(1 if d in self._dims else n for d, n in enumerate(self._shape))
+        self._means_shape = means_shape(self._shape, self._dims)
         start, stop = fragment.spans[fragment.rank]
         self._numel = stop - start
         self._boxes = cut(self._shape, start, stop)
