@@ -43,12 +43,12 @@ class Measurement(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Measurement]) -> Measurement:
-        """The parameters of several, at least one, one after the other."""
+        """The parameters of several, at least one, one after the other, on the device of the first."""
         return cls._combined(torch.cat, parts)
 
     @classmethod
     def added(cls, parts: Sequence[Measurement]) -> Measurement:
-        """What several, at least one, measured of the same parameters."""
+        """What several, at least one, measured of the same parameters, on the device of the first."""
         if len(parts) == 1:
             return parts[0]
         return cls._combined(lambda sums: torch.stack(sums).sum(0), parts)
@@ -104,6 +104,7 @@ class Measurement(NamedTuple):
 
     @classmethod
     def _combined(cls, combine: Callable[[list[Tensor]], Tensor], parts: Sequence[Measurement]) -> Measurement:
+        parts = [part.to(parts[0].before.device) for part in parts]
         norms = [part.squared_norm for part in parts if part.squared_norm is not None]
         return cls(
             combine([part.vectors for part in parts]),

@@ -74,6 +74,12 @@ def test_to():
     assert {sums.device.type for sums in there} == {"meta"}
 
 
+def test_several_are_put_together_on_the_device_of_the_first():
+    parts = [of_one([1.0]).to(torch.device("meta")), of_one([2.0])]
+    for together in (Measurement.joined(parts), Measurement.added(parts)):
+        assert {sums.device.type for sums in together} == {"meta"}
+
+
 def test_with_removed():
     """The norm before, from that after: (3, 5) is (-1, 1) and its mean twice."""
     after = of_one([4.0], fan_in=2, squared_norm=2.0)

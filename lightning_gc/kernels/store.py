@@ -63,10 +63,11 @@ class FusedTensorStore(Store):
             found.append((of_rest, plan.rest_places))
         if not found:
             return None
-        device, count = found[0][0].vectors.device, len(self.entries)
         if not each:
-            return Measurement.added([part.total().to(device) for part, _ in found])
-        return Measurement.added([part.to(device).placed(places.to(device), count) for part, places in found])
+            return Measurement.added([part.total() for part, _ in found])
+        return Measurement.added(
+            [part.placed(places.to(part.before.device), len(self.entries)) for part, places in found]
+        )
 
     def _launch(
         self, role: Role, tensors: Sequence[Tensor | None], batch: Batch, indices: Sequence[int], to: Means | None

@@ -76,7 +76,7 @@ class TensorStore(Store):
         ]
         found += [self._measure_one_(place, role, to) for place in self._set_refused_apart()]
         measured = [one for one in found if one is not None]
-        return Measurement.added([one.to(measured[0].before.device) for one in measured]) if measured else None
+        return Measurement.added(measured) if measured else None
 
     def _centralize_whole_(self) -> bool:
         """The path of every step: :func:`centralize_` with no more Python than its two calls need."""
@@ -127,9 +127,8 @@ class TensorStore(Store):
         self._set_refused_apart()
         if not found:
             return None
-        first = next(iter(found.values()))
-        device, nothing = first.before.device, first.nothing()
-        return Measurement.joined([found.get(i, nothing).to(device) for i in range(len(self._layouts))])
+        nothing = next(iter(found.values())).nothing()
+        return Measurement.joined([found.get(i, nothing) for i in range(len(self._layouts))])
 
     def _measure_sums_(self, chunk: Chunk) -> Measurement | None:
         """Centralize the plain gradients of a chunk."""
