@@ -1,8 +1,8 @@
 """Gradient Centralization (arXiv 2004.01461) for PyTorch Lightning."""
 
 from lightning_gc.callback import GradientCentralization
-from lightning_gc.functional import centralize, centralize_
-from lightning_gc.metrics import GradientMeans
+from lightning_gc.equation.projection import centralize, centralize_
+from lightning_gc.measuring.metrics import GradientMeans
 from lightning_gc.selection import Selection, select
 
 __all__ = ["GradientCentralization", "GradientMeans", "Selection", "centralize", "centralize_", "select"]

@@ -12,11 +12,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_gc.filters import parse_fan_in_dims, parse_filters
-from lightning_gc.fit import Fit, Settings
+from lightning_gc.engines.target import Target
 from lightning_gc.selection import Selection
-from lightning_gc.strategies import check_strategy
-from lightning_gc.targets import Target
+from lightning_gc.selection.filters import parse_fan_in_dims, parse_filters
+from lightning_gc.training.fit import Fit, Settings
+from lightning_gc.training.strategies import check_strategy
 
 _LogMeans = Literal["off", "total", "per_parameter"]
 LogMeans = Union[_LogMeans, Literal[False]]  # YAML reads an unquoted `off` as False

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightning_gc import GradientCentralization, select
 from tests.models import Classifier, fit
-from tests.test_layouts import named
+from tests.selection.test_layouts import named
 
 GAMMA = 3.0
 STEPS = 6
@@ -209,7 +209,7 @@ def trained(layer: Layer, *callbacks: GradientCentralization) -> tuple[nn.Module
 
 def means(module: nn.Module, name: str) -> Tensor:
     """The means of the weight vectors, by the table."""
-    from lightning_gc.functional import vector_means
+    from lightning_gc.equation.projection import vector_means
 
     (entry,) = [entry for entry in select(module) if entry.name == name]
     return vector_means(entry.parameter.detach(), entry.layout.dims, entry.layout.groups)

@@ -28,38 +28,43 @@ ROOT = Path(__file__).parents[1]
 
 # The tests that a module's mutants are run against: its own, then those that train with it.
 TESTS = {
-    "functional": [
-        "tests/test_functional.py",
-        "tests/test_blocks.py",
-        "lightning_gc/functional.py",
-        "tests/test_sparse.py",
-        "tests/stores",
-        "tests/test_properties.py",
-        "tests/test_precision.py",
+    "equation/projection": [
+        "tests/equation/test_projection.py",
+        "tests/equation/test_blocks.py",
+        "lightning_gc/equation/projection.py",
+        "tests/equation/test_sparse.py",
+        "tests/engines",
+        "tests/equation/test_properties.py",
+        "tests/training/test_precision.py",
     ],
-    "blocks": ["tests/test_blocks.py", "tests/test_functional.py", "tests/stores"],
-    "traits": ["tests/test_traits.py", "tests/test_functional.py", "tests/stores"],
-    "stores/plain": ["tests/stores"],
-    "stores/chunks": ["tests/stores", "tests/test_logged_means.py", "tests/test_recompilation.py"],
-    "stores/tensors": ["tests/stores", "tests/test_logged_means.py"],
-    "measurement": ["tests/test_measurement.py", "tests/stores", "tests/test_metrics.py", "tests/test_logged_means.py"],
-    "selection": [
-        "tests/test_selection.py",
-        "lightning_gc/selection.py",
-        "tests/test_filters.py",
-        "tests/test_plan.py",
-        "tests/test_layouts.py",
+    "equation/blocks": ["tests/equation/test_blocks.py", "tests/equation/test_projection.py", "tests/engines"],
+    "equation/traits": ["tests/equation/test_traits.py", "tests/equation/test_projection.py", "tests/engines"],
+    "engines/plain": ["tests/engines"],
+    "engines/chunks": ["tests/engines", "tests/training/test_logged_means.py", "tests/training/test_recompilation.py"],
+    "engines/tensors": ["tests/engines", "tests/training/test_logged_means.py"],
+    "measuring/measurement": [
+        "tests/measuring/test_measurement.py",
+        "tests/engines",
+        "tests/measuring/test_metrics.py",
+        "tests/training/test_logged_means.py",
+    ],
+    "selection/selection": [
+        "tests/selection/test_selection.py",
+        "lightning_gc/selection/selection.py",
+        "tests/selection/test_filters.py",
+        "tests/steps/test_plan.py",
+        "tests/selection/test_layouts.py",
         "tests/test_callback.py",
     ],
     "callback": [
         "tests/test_callback.py",
         "lightning_gc/callback.py",
-        "tests/test_remarks.py",
-        "tests/test_fit.py",
-        "tests/test_strategies.py",
+        "tests/training/test_remarks.py",
+        "tests/training/test_fit.py",
+        "tests/training/test_strategies.py",
     ],
-    "fit": ["tests/test_fit.py", "tests/test_remarks.py", "tests/test_targets_update.py"],
-    "targets": ["tests/test_targets.py", "tests/test_targets_update.py"],
+    "fit": ["tests/training/test_fit.py", "tests/training/test_remarks.py", "tests/steps/test_targets_update.py"],
+    "targets": ["tests/steps/test_targets.py", "tests/steps/test_targets_update.py"],
 }
 SLOW = ("optax", "memory", "transformers", "gradcheck")  # tests with one of these in their names come last
 OPERATORS = (

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_gc import GradientCentralization
-from lightning_gc.places import clean_name
+from lightning_gc.selection.places import clean_name
 from tests.distributed.models import Model, Net
 from tests.models import trainer_kwargs
 

@@ -15,9 +15,9 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import lightning_gc.fit
+import lightning_gc.training.fit
 from lightning_gc import GradientCentralization
-from lightning_gc.targets import OnNestedStep, OnStep, around_step
+from lightning_gc.steps.targets import OnNestedStep, OnStep, around_step
 
 
 class Traffic(TorchDispatchMode):
@@ -68,7 +68,7 @@ class Counted(GradientCentralization):
 
             return around_step(optimizer, counted_before, counted_after)
 
-        with patch.object(lightning_gc.fit, "around_step", counted_around_step):
+        with patch.object(lightning_gc.training.fit, "around_step", counted_around_step):
             super().on_fit_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 
-from lightning_gc.places import clean_name
+from lightning_gc.selection.places import clean_name
 from tests.distributed.checks import Check, Training, Weights, gc
 from tests.distributed.costs import Counted
 from tests.distributed.mixed import InSixteenBits

@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_gc import centralize
-from lightning_gc.places import clean_name
+from lightning_gc.engines.dtensor import DTensorEngine
 from lightning_gc.selection import select
-from lightning_gc.stores.dtensor import DTensorEngine
+from lightning_gc.selection.places import clean_name
 from tests.distributed.checks import Check, Training, Weights, gc
 from tests.distributed.costs import Counted, Traffic, bytes_of_log
 from tests.distributed.mixed import InSixteenBits

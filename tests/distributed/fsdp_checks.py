@@ -15,9 +15,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from lightning_gc import centralize
-from lightning_gc.places import clean_name
+from lightning_gc.engines.fsdp import FSDPEngine
 from lightning_gc.selection import build_selection
-from lightning_gc.stores.fsdp import FSDPEngine
+from lightning_gc.selection.places import clean_name
 from tests.distributed.checks import Check, Training, Weights, gc
 from tests.distributed.costs import Counted, bytes_of_log
 from tests.distributed.mixed import InSixteenBits

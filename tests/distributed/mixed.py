@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from lightning_gc import GradientCentralization
-from lightning_gc.dims import grouped
+from lightning_gc.equation.dims import grouped
 from tests.distributed.checks import Training
 from tests.distributed.models import STEPS, Model
 

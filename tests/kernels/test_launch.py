@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from lightning_gc.functional import recentre_, squared_norm, vector_means
+from lightning_gc.equation.projection import recentre_, squared_norm, vector_means
 from lightning_gc.kernels.launch import INTERPRETED, Batch, Rows, as_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

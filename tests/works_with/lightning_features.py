@@ -29,13 +29,13 @@ for precision in ("32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "1
         PRECISION,
         f"precision_{precision}",
         f'`precision="{precision}"`' + (" with a gradient scaler" if precision == "16-mixed" else ""),
-        "tests/test_precision.py::test_update_keeps_the_means_of_the_weights",
+        "tests/training/test_precision.py::test_update_keeps_the_means_of_the_weights",
     )
 row_elsewhere(
     PRECISION,
     "bound",
     "16-bit gradients: the residual mean is at most one rounding of the elements, fan-in 64 to 28,672",
-    "tests/test_precision.py::test_residual_mean_is_at_most_one_rounding",
+    "tests/training/test_precision.py::test_residual_mean_is_at_most_one_rounding",
     targets=("gradient", "clipped_gradient"),
 )
 row_elsewhere(
@@ -43,39 +43,39 @@ row_elsewhere(
     "overflow",
     "Inf and NaN reach the scaler, which skips the step; the next step and the logged values are right; also "
     "`fused=True`",
-    "tests/test_precision.py::test_overflow_skips_one_step_and_poisons_nothing",
+    "tests/training/test_precision.py::test_overflow_skips_one_step_and_poisons_nothing",
 )
 row_elsewhere(
     PRECISION,
     "unscaled",
     "Logged values are of the unscaled gradient, also where a fused optimizer unscales inside its step",
-    "tests/test_precision.py::test_logged_values_do_not_depend_on_the_scale",
+    "tests/training/test_precision.py::test_logged_values_do_not_depend_on_the_scale",
 )
 row_elsewhere(
     SECTION,
     "optimizers",
     "All optimizers of `torch.optim`, with weight decay",
-    "tests/test_targets_update.py::test_means_stay_for_the_whole_run",
+    "tests/steps/test_targets_update.py::test_means_stay_for_the_whole_run",
     targets=("update",),
 )
 row_elsewhere(
     SECTION,
     "lbfgs",
     "LBFGS, which runs its closure several times a step",
-    "tests/test_targets_clipped_gradient.py::test_lbfgs_moves_no_mean",
+    "tests/steps/test_targets_clipped_gradient.py::test_lbfgs_moves_no_mean",
 )
 row_elsewhere(
     SECTION,
     "clipping",
     "Clipping by norm and value: automatic, by hand, and a module's own `configure_gradient_clipping`, run once",
-    "tests/test_targets_clipped_gradient.py::test_used_gradient_is_the_centralized_clipped_one",
+    "tests/steps/test_targets_clipped_gradient.py::test_used_gradient_is_the_centralized_clipped_one",
     targets=("clipped_gradient",),
 )
 row_elsewhere(
     SECTION,
     "skipped",
     "Steps that are skipped because `training_step` returns None",
-    "tests/test_targets_clipped_gradient.py::test_a_step_without_a_loss_changes_nothing",
+    "tests/steps/test_targets_clipped_gradient.py::test_a_step_without_a_loss_changes_nothing",
 )
 
 

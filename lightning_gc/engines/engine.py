@@ -1,0 +1,76 @@
+"""How the engine that drives the training holds the parameters of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_gc import kernels
+from lightning_gc.engines.store import Store
+from lightning_gc.engines.target import Target
+from lightning_gc.engines.tensors import TensorStore
+from lightning_gc.selection import Entry
+
+
+class Engine:
+    """How a strategy holds parameters and optimizers: here, whole, on every rank."""
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    @staticmethod
+    def check(strategy: Any, target: Target) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            MisconfigurationException: It says why, and what to do.
+        """
+
+    def parameters_in(self, owner: nn.Module) -> Mapping[str, nn.Parameter | None]:
+        """The parameters that stand in a module itself, by name."""
+        return owner._parameters
+
+    def shape_of(self, parameter: nn.Parameter) -> torch.Size:
+        """The shape of the whole parameter."""
+        return parameter.shape
+
+    def held_by(self, optimizer: Optimizer) -> list[Any]:
+        """The parameters, as :meth:`parameters_in` gives them, that an optimizer steps on, in order."""
+        return parameters_of(optimizer)
+
+    def make_store(self, entries: Sequence[Entry]) -> Store:
+        """What reads and moves the means of these parameters."""
+        return tensor_store(entries)
+
+    def check_entries(self, entries: Sequence[Entry]) -> None:
+        """Refuse, before training, what cannot be centralized as the engine holds it.
+
+        Raises:
+            MisconfigurationException: It names the parameter, says why, and what to do.
+        """
+
+    def steps_now(self) -> bool:
+        """Whether the optimizer step that Lightning announces is really one."""
+        return True
+
+    def gradient_scale(self, optimizer: Optimizer) -> Any:
+        """By what the gradients are still scaled when the step is announced: a number or a scalar; None by nothing."""
+        return None
+
+
+def tensor_store(entries: Sequence[Entry]) -> Store:
+    """The store for tensors of their own: the plain one, or the kernel's where the user asked for it."""
+    if not kernels.wanted():
+        return TensorStore(entries)
+    from lightning_gc.engines.fused import FusedTensorStore
+
+    return FusedTensorStore(entries)
+
+
+def parameters_of(optimizer: Optimizer) -> list[Any]:
+    """All parameters in the groups of an optimizer, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

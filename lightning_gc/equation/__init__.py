@@ -1,0 +1,1 @@
+"""The projection, on one tensor: torch alone."""

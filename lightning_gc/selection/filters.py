@@ -1,0 +1,93 @@
+"""What the user may pass to pick parameters, and the errors for what picks none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from lightning_gc.selection.places import Filter, Place, class_of
+
+FilterArgument = Filter | Sequence[Filter]
+FanInDims = tuple[tuple[str, int | tuple[int, ...]], ...]
+
+
+def parse_filters(value: Any, argument: str) -> tuple[Filter, ...]:
+    """Check the type of an `include` or `exclude` argument and return it as a tuple.
+
+    Raises:
+        TypeError: `value` is not a module class, a string, or a sequence of these.
+        ValueError: An entry is an empty string.
+    """
+    if isinstance(value, Mapping):
+        raise TypeError(f"{argument}={value!r} is a mapping. Pass a list of its keys: module classes and strings.")
+    single = isinstance(value, str | type | nn.Module) or not isinstance(value, Iterable)
+    entries = (value,) if single else tuple(value)
+    for entry in entries:
+        if isinstance(entry, nn.Module):
+            raise TypeError(
+                f"{argument}={value!r} holds a module, a {type(entry).__name__}. Pass its class, or its name as a glob."
+            )
+        if not isinstance(entry, str) and not (isinstance(entry, type) and issubclass(entry, nn.Module)):
+            raise TypeError(
+                f"{argument}={value!r} holds {entry!r}. Allowed are torch.nn.Module classes and strings: "
+                'names or globs, such as "head" or "encoder.*.attn".'
+            )
+        if entry == "":
+            raise ValueError(f"{argument}={value!r} holds an empty string, which matches no name. Remove it.")
+    return entries
+
+
+def parse_fan_in_dims(value: Any) -> FanInDims:
+    """Check the type of a `fan_in_dims` argument and return it as pairs.
+
+    Raises:
+        TypeError: It is not a mapping from strings to integers or sequences of integers.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"fan_in_dims={value!r} must map name globs to dims, such as {{'*.experts.down_proj': 2, 'proj': [0, 2]}}."
+        )
+    pairs: list[tuple[str, int | tuple[int, ...]]] = []
+    for glob, dims in value.items():
+        given = (dims,) if isinstance(dims, int) else dims
+        valid = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
+        if not isinstance(glob, str) or not valid or not all(type(d) is int for d in given):
+            raise TypeError(
+                f"fan_in_dims[{glob!r}]={dims!r}: allowed are an integer or a non-empty sequence of integers, by name."
+            )
+        pairs.append((glob, dims if isinstance(dims, int) else tuple(dims)))
+    return tuple(pairs)
+
+
+def check_entry_matches(entry: Filter, argument: str, everything: Sequence[Place], entries: Sequence[Filter]) -> None:
+    """Refuse an entry that takes nothing: a typo must never pass as a filter.
+
+    Raises:
+        ValueError: It names the entry and the closest names that there are.
+    """
+    if any(place.matches(entry) for place in everything):
+        return
+    if isinstance(entry, str):
+        what, hint = f"the name {entry!r}", _closest_names(entry, everything)
+        if len(entries) > 1 and all(isinstance(e, str) and len(e) == 1 for e in entries):
+            joined = "".join(str(e) for e in entries)
+            hint = f"Was the string {joined!r} split into characters? Pass [{joined!r}]. " + hint
+    else:
+        owners = sorted({type(place.owner).__name__ for place in everything})
+        what, hint = f"the class {entry.__qualname__}", f"Parameters stand in modules of: {', '.join(owners)}."
+    raise ValueError(f"{argument}: {what} matches no parameter of the model. {hint}")
+
+
+def _closest_names(entry: str, everything: Sequence[Place]) -> str:
+    names = list(dict.fromkeys(name for place in everything for name in place.names()))
+    last = entry.rsplit(".", 1)[-1]
+    classes = {class_of(module).__name__ for place in everything for _, module in place.around}
+    is_class = entry.startswith("torch.nn.") or last in classes
+    close = get_close_matches(last if is_class else entry, names, n=5, cutoff=0.3) or names[:5]
+    hint = f"The closest names are: {', '.join(map(repr, close))}." if close else "The model has no parameters."
+    if is_class:
+        hint = f"To filter by class, pass the class {entry} itself, not a string. {hint}"
+    return hint

@@ -1,0 +1,254 @@
+"""Which parameters are centralized, over which dims, and why the others are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from lightning_gc.equation.dims import fan_in_of, resolve_dims
+from lightning_gc.selection.filters import (
+    FanInDims,
+    FilterArgument,
+    check_entry_matches,
+    parse_fan_in_dims,
+    parse_filters,
+)
+from lightning_gc.selection.layouts import Layout, LeftAlone, eligible, find_layout, is_magnitude
+from lightning_gc.selection.places import Filter, ParametersIn, Place, own_parameters, places
+from lightning_gc.selection.table import format_table
+
+ShapeOf = Callable[[nn.Parameter], torch.Size]
+ShapesIn = Callable[[nn.Module], list[torch.Size]]
+
+FROZEN = "frozen: it requires no gradient"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One parameter in a :class:`Selection`.
+
+    Attributes:
+        name: Its first qualified name, without the parts that wrappers put in.
+        parameter: The parameter itself.
+        shape: The shape of the whole parameter, also where a strategy holds only a shard of it.
+        layout: Its fan-in dims, or None if it is left alone.
+        reason: Why it is left alone or, for a frozen parameter, not centralized at present.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    shape: torch.Size
+    layout: Layout | None = None
+    reason: str = ""
+
+    @property
+    def centralized(self) -> bool:
+        """Whether the parameter is centralized, as things stand."""
+        return self.layout is not None and not self.reason
+
+    @property
+    def fan_in(self) -> int:
+        """The number of elements of one weight vector; 0 if it is left alone."""
+        return fan_in_of(self.shape, self.layout.dims, self.layout.groups) if self.layout else 0
+
+    @property
+    def weight_vectors(self) -> int:
+        """The number of weight vectors; 0 if it is left alone."""
+        return self.shape.numel() // self.fan_in if self.layout else 0
+
+
+class Selection(Sequence[Entry]):
+    """The parameters of a module, each with its fan-in dims or the reason why it is left alone.
+
+    ``str(selection)`` is a table of them, ``selection.summary()`` one line.
+    """
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries = tuple(entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._entries[index]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    @property
+    def centralized(self) -> list[Entry]:
+        """The entries that are centralized."""
+        return [entry for entry in self if entry.centralized]
+
+    @property
+    def assumed(self) -> list[Entry]:
+        """The centralized entries to check, because their fan-in dims are assumed rather than known."""
+        return [e for e in self.centralized if e.layout is not None and e.layout.source == "assumed"]
+
+    def summary(self) -> str:
+        """One line: how much is centralized, and which fan-in dims are assumed."""
+        taken = self.centralized
+        elements, total = sum(e.shape.numel() for e in taken), sum(e.shape.numel() for e in self)
+        line = (
+            f"{len(taken)} of {len(self)} parameters are centralized: {sum(e.weight_vectors for e in taken):,} weight "
+            f"vectors, {elements:,} of {total:,} elements ({elements / max(1, total):.1%})"
+        )
+        if self.assumed:
+            line += f"; fan-in dims are assumed, please check: {', '.join(e.name for e in self.assumed)}"
+        return line
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "fan-in dims", "weight vectors", "fan-in", "centralized")
+        return format_table(header, [_row(entry) for entry in self], right={3, 4}) + f"\n{self.summary()}"
+
+    def __repr__(self) -> str:
+        return f"Selection({len(self.centralized)} of {len(self)} parameters centralized)"
+
+
+def select(
+    module: nn.Module,
+    include: FilterArgument = (),
+    exclude: FilterArgument = (),
+    fan_in_dims: Mapping[str, int | Sequence[int]] = {},
+) -> Selection:
+    """Which parameters of `module` Gradient Centralization applies to, over which dims.
+
+    Args:
+        module: Any module; no training and no Trainer is needed.
+        include: Module classes and/or name globs; empty: everything eligible. A class takes every
+            parameter in a module of that class, at any depth. A glob (`fnmatch`, case-sensitive) takes a
+            parameter when it matches its qualified name or that of any module around it.
+        exclude: The same; `exclude` wins.
+        fan_in_dims: ``{name glob: dims}``: the fan-in dims of parameters whose layout is not known or
+            differs. Overrides everything; of several globs that match, the first decides.
+
+    Returns:
+        The selection; print it to see a table.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An entry matches nothing (the closest names are given), or dims are out of range.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
+        >>> print(select(model, exclude="3"))
+        parameter  shape         fan-in dims  weight vectors  fan-in  centralized
+        ---------  ------------  -----------  --------------  ------  -----------------------
+        0.weight   (8, 3, 3, 3)  (1, 2, 3)                 8      27  yes (Conv2d)
+        0.bias     (8,)                                               no: fewer than 2 dims
+        1.weight   (8,)                                               no: normalisation layer
+        1.bias     (8,)                                               no: normalisation layer
+        3.weight   (10, 8)                                            no: excluded by '3'
+        3.bias     (10,)                                              no: fewer than 2 dims
+        1 of 6 parameters are centralized: 8 weight vectors, 216 of 330 elements (65.5%)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"select() takes a torch.nn.Module, got {type(module).__name__}.")
+    return build_selection(
+        module,
+        parse_filters(include, "include"),
+        parse_filters(exclude, "exclude"),
+        parse_fan_in_dims(fan_in_dims),
+    )
+
+
+def build_selection(
+    module: nn.Module,
+    include: tuple[Filter, ...],
+    exclude: tuple[Filter, ...],
+    fan_in_dims: FanInDims,
+    shape_of: ShapeOf = lambda parameter: parameter.shape,
+    parameters_in: ParametersIn = own_parameters,
+) -> Selection:
+    """:func:`select` on parsed arguments.
+
+    For parameters that a strategy shards, `shape_of` gives the whole shape, and `parameters_in` what
+    stands in a module where the strategy has put something else there.
+    """
+
+    def shapes_in(owner: nn.Module) -> list[torch.Size]:
+        return [shape_of(parameter) for parameter in parameters_in(owner).values() if parameter is not None]
+
+    standing = places(module, parameters_in)
+    everything = [place for found in standing.values() for place in found]
+    globs = tuple(glob for glob, _ in fan_in_dims)
+    for argument, filters in (("include", include), ("exclude", exclude), ("fan_in_dims", globs)):
+        for entry in filters:
+            check_entry_matches(entry, argument, everything, filters)
+    entries = []
+    for parameter, found in standing.items():
+        if isinstance(parameter, UninitializedParameter):
+            entries.append(Entry(found[0].name, parameter, torch.Size(), reason="lazy: not initialised yet"))
+            continue
+        shape = shape_of(parameter)
+        judged = _judge(parameter, shape, found, fan_in_dims, shapes_in)
+        entries.append(_entry(found[0].name, parameter, shape, judged, _filtered_out(found, include, exclude)))
+    return Selection(entries)
+
+
+def foreign_entry(name: str, parameter: nn.Parameter) -> Entry:
+    """The entry of a parameter that an optimizer holds but the module does not: by the default rule."""
+    judged = find_layout(nn.Module(), name, parameter.shape)
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        judged = LeftAlone(f"{parameter.dtype} is not floating point or complex")
+    return _entry(name, parameter, parameter.shape, judged, "")
+
+
+def _judge(
+    parameter: nn.Parameter, shape: torch.Size, found: Sequence[Place], fan_in_dims: FanInDims, shapes_in: ShapesIn
+) -> Layout | LeftAlone:
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        return LeftAlone(f"{parameter.dtype} is not floating point or complex")
+    for glob, dims in fan_in_dims:
+        if any(place.matches_glob(glob) for place in found):
+            try:
+                layout = Layout(resolve_dims(shape, dims), source="fan_in_dims")
+            except ValueError as error:
+                raise ValueError(
+                    f"fan_in_dims[{glob!r}] for {found[0].name!r}: {error} Correct the dims, or narrow the glob."
+                ) from None
+            return eligible(layout, shape)
+    judged = [_judge_place(shape, place, shapes_in) for place in found]
+    # A tied parameter is what the best-known of its layers says it is.
+    return min(judged, key=lambda j: j.assumed if isinstance(j, LeftAlone) else j.source == "assumed")
+
+
+def _judge_place(shape: torch.Size, place: Place, shapes_in: ShapesIn) -> Layout | LeftAlone:
+    around = place.parametrization
+    if around is not None and is_magnitude(shape, max(shapes_in(around), key=math.prod)):
+        return LeftAlone("magnitude of a normalised weight")
+    return find_layout(place.owner, place.attribute, shape)
+
+
+def _filtered_out(found: Sequence[Place], include: Sequence[Filter], exclude: Sequence[Filter]) -> str:
+    """Why the filters leave a parameter alone; empty if they do not."""
+    for entry in exclude:
+        if any(place.matches(entry) for place in found):
+            return f"excluded by {entry.__name__ if isinstance(entry, type) else repr(entry)}"
+    if include and not any(place.matches(entry) for entry in include for place in found):
+        return "not included"
+    return ""
+
+
+def _entry(name: str, parameter: nn.Parameter, shape: torch.Size, judged: Layout | LeftAlone, why_not: str) -> Entry:
+    if isinstance(judged, LeftAlone):
+        return Entry(name, parameter, shape, reason=judged.reason)
+    if why_not:
+        return Entry(name, parameter, shape, layout=None, reason=why_not)
+    return Entry(name, parameter, shape, judged, "" if parameter.requires_grad else FROZEN)
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    layout = entry.layout
+    if layout is None:
+        return (entry.name, str(tuple(entry.shape)), "", "", "", f"no: {entry.reason}")
+    dims = str(layout.dims) + (f" in {layout.groups} groups" if layout.groups > 1 else "")
+    verdict = f"no: {entry.reason}" if entry.reason else f"yes ({layout.source})"
+    return (entry.name, str(tuple(entry.shape)), dims, f"{entry.weight_vectors:,}", f"{entry.fan_in:,}", verdict)

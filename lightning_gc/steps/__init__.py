@@ -1,0 +1,1 @@
+"""What happens around one optimizer's step, with no Trainer."""

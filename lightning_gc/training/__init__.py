@@ -1,0 +1,1 @@
+"""One fit, on Lightning's side."""

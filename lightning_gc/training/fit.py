@@ -1,0 +1,213 @@
+"""One run of ``Trainer.fit``: what is planned, hooked, and done in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_gc.engines import Engine, Means, Role
+from lightning_gc.engines.target import Target
+from lightning_gc.selection import Selection, build_selection
+from lightning_gc.selection.filters import FanInDims
+from lightning_gc.selection.places import Filter
+from lightning_gc.steps.plan import Plan, Planner
+from lightning_gc.steps.targets import after_closure, after_step, around_step
+from lightning_gc.training.logged import LoggedMeans
+from lightning_gc.training.remarks import Remarks, may_be_centralized
+from lightning_gc.training.strategies import find_engine
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of the callback, checked and parsed."""
+
+    include: tuple[Filter, ...]
+    exclude: tuple[Filter, ...]
+    target: Target
+    fan_in_dims: FanInDims
+    log_means: str
+    log_prefix: str
+
+
+class Fit:
+    """The state of the callback from `on_fit_start` to `teardown`.
+
+    Args:
+        settings: The arguments of the callback.
+        trainer: The Trainer of the fit.
+        module: Its LightningModule.
+        is_active: Whether the Trainer calls the callback's hooks at present. Callbacks that make trial
+            steps, such as `LearningRateFinder`, take all others out of the Trainer meanwhile.
+
+    Raises:
+        MisconfigurationException: The filters or dims do not fit the module, or leave nothing to
+            centralize; an optimizer cannot be hooked as the target needs it.
+    """
+
+    def __init__(
+        self, settings: Settings, trainer: Trainer, module: LightningModule, is_active: Callable[[], bool]
+    ) -> None:
+        self._settings = settings
+        self._trainer = trainer
+        self._is_active = is_active
+        self._engine = engine = find_engine(trainer.strategy)(trainer.strategy)
+        self._remarks = Remarks()
+        self._logged = LoggedMeans(trainer, module, engine, enabled=settings.log_means != "off")
+        self._planner = Planner(
+            partial(_build_selection, module, settings, engine),
+            lambda: trainer.optimizers,
+            held_by=engine.held_by,
+            make_store=engine.make_store,
+            takes_foreign=not settings.include,
+            prefix=settings.log_prefix,
+            per_parameter=settings.log_means == "per_parameter",
+        )
+        self._check_selection()
+        self._remarks.on_clipping(trainer, settings.target)
+        self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
+        self._announced_steps: set[Optimizer] = set()
+        self._backwards = 0
+        self._backwards_before: dict[Optimizer, int] = {}
+        self._means_before: dict[Optimizer, list[tuple[Plan, Means]]] = {}
+        try:
+            self.hook_optimizers()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def selection(self) -> Selection:
+        """The selection in force."""
+        return self._planner.selection
+
+    def announce(self, callback: str) -> None:
+        """Print one line, from rank zero, of what is centralized."""
+        rank_zero_info(f"{callback}: {self.selection.summary()}")
+
+    def hook_optimizers(self) -> None:
+        """Put the target's hooks on the Trainer's optimizers, once on each."""
+        for optimizer in self._trainer.optimizers:
+            if optimizer not in self._hooks:
+                self._hooks[optimizer] = self._hook(optimizer)
+
+    def close(self) -> None:
+        """Take all hooks off."""
+        for handles in self._hooks.values():
+            for handle in handles:
+                handle.remove()
+        self._hooks.clear()
+
+    def after_backward(self) -> None:
+        """Note that there should be gradients now: a `training_step` that returns None leaves none."""
+        self._backwards += 1
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Act in `on_before_optimizer_step`."""
+        if not self._engine.steps_now():
+            return
+        self._announced_steps.add(optimizer)
+        if self._settings.target == "gradient":
+            self._centralize_gradients(optimizer)
+        elif optimizer not in self._hooks:
+            raise MisconfigurationException(
+                f"GradientCentralization(target={self._settings.target!r}) has no hook on a {type(optimizer).__name__} "
+                "optimizer that appeared in the middle of an epoch. Replace optimizers between epochs, or use "
+                "target='gradient'."
+            )
+
+    def _hook(self, optimizer: Optimizer) -> list[RemovableHandle]:
+        target = self._settings.target
+        if not hasattr(optimizer, "register_step_post_hook"):
+            if target == "gradient":
+                return []
+            raise MisconfigurationException(
+                f"GradientCentralization(target={target!r}) needs the step hooks of torch.optim.Optimizer, which "
+                f"{type(optimizer).__name__} does not have. Use target='gradient'."
+            )
+        if target == "clipped_gradient":
+            return after_closure(optimizer, self._when_active(self._centralize_gradients))
+        if target == "update":
+            return around_step(
+                optimizer, self._when_active(self._remember_means), self._when_active(self._restore_means)
+            )
+        return after_step(optimizer, self._when_active(self._check_step_was_announced))
+
+    def _when_active(self, act: Callable[P, None]) -> Callable[P, None]:
+        def act_if_active(*args: P.args, **kwargs: P.kwargs) -> None:
+            if self._is_active():
+                act(*args, **kwargs)
+
+        return act_if_active
+
+    def _centralize_gradients(self, optimizer: Optimizer, first: bool = True) -> None:
+        plan = self._planner.plan_for(optimizer)
+        if not plan.store.entries:
+            return
+        if not self._recentre(plan, optimizer, "gradient", logs=first) and self._expects_gradients(optimizer, plan):
+            self._remarks.on_no_gradients(plan.store)
+        self._backwards_before[optimizer] = self._backwards
+
+    def _remember_means(self, optimizer: Optimizer) -> None:
+        plan = self._planner.plan_for(optimizer)
+        # A stack: where a subclass calls the step of its base, torch runs the hooks around both.
+        self._means_before.setdefault(optimizer, []).append((plan, plan.store.means("weight")))
+
+    def _restore_means(self, optimizer: Optimizer, first: bool) -> None:
+        if not self._means_before.get(optimizer):
+            self._remarks.on_closure_not_called(optimizer)
+            return
+        # With the plan of then: the optimizer may have been given more parameters since.
+        plan, means = self._means_before[optimizer].pop()
+        self._recentre(plan, optimizer, "weight", means, logs=first)
+
+    def _recentre(
+        self, plan: Plan, optimizer: Optimizer, role: Role, to: Means | None = None, *, logs: bool = True
+    ) -> bool:
+        if not logs or not self._logged.due():
+            return plan.store.recentre_(role, to)
+        measurement = plan.store.recentre_measured_(role, to, each=bool(plan.logged_names))
+        if measurement is None:
+            return False
+        unscaled = self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
+        self._logged.log(plan, unscaled)
+        return True
+
+    def _expects_gradients(self, optimizer: Optimizer, plan: Plan) -> bool:
+        """Whether a backward ran since the optimizer's last step, through Lightning or past it."""
+        return self._backwards > self._backwards_before.get(optimizer, 0) or any(
+            parameter.grad is not None for parameter in plan.parameters
+        )
+
+    def _check_selection(self) -> None:
+        settings, selection = self._settings, self.selection
+        if (settings.include or settings.exclude) and not any(map(may_be_centralized, selection)):
+            raise MisconfigurationException(
+                f"GradientCentralization: include={settings.include!r} and exclude={settings.exclude!r} leave nothing "
+                f"to centralize. Widen them, or remove the callback.\n{selection}"
+            )
+        self._engine.check_entries(selection)
+        self._remarks.on_selection(selection)
+
+    def _check_step_was_announced(self, optimizer: Optimizer) -> None:
+        if optimizer not in self._announced_steps:
+            self._remarks.on_unannounced_step(optimizer)
+        self._announced_steps.discard(optimizer)
+
+
+def _build_selection(module: LightningModule, settings: Settings, engine: Engine) -> Selection:
+    """Select anew; in the middle of a fit too, where the optimizers changed or a lazy shape became known."""
+    try:
+        filters = (settings.include, settings.exclude, settings.fan_in_dims)
+        return build_selection(module, *filters, engine.shape_of, engine.parameters_in)
+    except ValueError as error:
+        raise MisconfigurationException(f"GradientCentralization: {error}") from error

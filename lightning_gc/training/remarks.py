@@ -1,0 +1,72 @@
+"""What the user is warned of in one fit, once each."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
+
+from lightning_gc.engines import Store
+from lightning_gc.engines.target import Target
+from lightning_gc.selection import Entry, Selection
+
+
+def may_be_centralized(entry: Entry) -> bool:
+    """Whether a parameter is centralized now, once it is unfrozen, or maybe once its shape is known."""
+    return entry.layout is not None or isinstance(entry.parameter, UninitializedParameter)
+
+
+class Remarks:
+    """Warns of what is probably not meant, from rank zero, once in a fit for each kind of it."""
+
+    def __init__(self) -> None:
+        self._made: set[str] = set()
+
+    def on_selection(self, selection: Selection) -> None:
+        """Warn when nothing is eligible or may yet become so."""
+        if not any(map(may_be_centralized, selection)):
+            self._warn("nothing", f"no parameter has weight vectors to centralize, so nothing changes.\n{selection}")
+
+    def on_clipping(self, trainer: Trainer, target: Target) -> None:
+        """Warn when clipping undoes what was done before it."""
+        by_value = trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value"
+        if target == "gradient" and by_value:
+            self._warn(
+                "clipping",
+                "clipping by value comes after centralizing and makes the means non-zero again. Use "
+                "target='clipped_gradient' to centralize after clipping.",
+            )
+
+    def on_unannounced_step(self, optimizer: Optimizer) -> None:
+        """Warn that an optimizer was stepped past Lightning."""
+        self._warn(
+            "unannounced",
+            f"{type(optimizer).__name__}.step() ran without Lightning's `on_before_optimizer_step`, so its gradients "
+            "were not centralized. Step the optimizer that `self.optimizers()` returns (not with "
+            "`use_pl_optimizer=False`), or use target='clipped_gradient'.",
+        )
+
+    def on_closure_not_called(self, optimizer: Optimizer) -> None:
+        """Warn that an optimizer changed the weights without calling the closure it was given."""
+        self._warn(
+            "closure",
+            f"{type(optimizer).__name__}.step() was given a closure and did not call it, so its update was not "
+            "centralized.",
+        )
+
+    def on_no_gradients(self, store: Store) -> None:
+        """Warn when none of the selected, trainable parameters had a gradient."""
+        trainable = [entry.name for entry in store.entries if entry.parameter.requires_grad]
+        if trainable:
+            names = ", ".join(trainable[:3]) + (", ..." if len(trainable) > 3 else "")
+            self._warn(
+                "no gradients",
+                f"none of the {len(trainable)} selected parameters ({names}) had a gradient in an optimizer step, so "
+                "nothing was centralized.",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._made:
+            self._made.add(kind)
+            rank_zero_warn(f"GradientCentralization: {message}")
