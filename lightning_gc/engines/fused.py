@@ -53,18 +53,16 @@ class FusedTensorStore(Store):
         return plan.rest.recentre_(role, _some(to, plan.rest_indices)) or bool(plan.batches)
 
     @torch.no_grad()
-    def recentre_measured_(self, role: Role, to: Means | None = None, *, each: bool = True) -> Measurement | None:
+    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
         """See :meth:`Store.recentre_measured_`."""
         tensors = self._tensors(role)
         plan = self._plan(role, tensors)
         found = [self._launch(role, tensors, batch, indices, to) for batch, indices in plan.batches]
-        of_rest = plan.rest.recentre_measured_(role, _some(to, plan.rest_indices), each=each)
+        of_rest = plan.rest.recentre_measured_(role, _some(to, plan.rest_indices))
         if of_rest is not None:
             found.append((of_rest, plan.rest_places))
         if not found:
             return None
-        if not each:
-            return Measurement.added([part.total() for part, _ in found])
         return Measurement.added(
             [part.placed(places.to(part.before.device), len(self.entries)) for part, places in found]
         )

@@ -39,9 +39,9 @@ class MixedStore(Store):
         moved = [part.recentre_(role, self._of(to, indices)) for part, indices in self._parts]
         return any(moved)
 
-    def recentre_measured_(self, role: Role, to: Means | None = None, *, each: bool = True) -> Measurement:
+    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
         """See :meth:`Store.recentre_measured_`: never None, since other ranks may have measured something."""
-        found = [part.recentre_measured_(role, self._of(to, indices), each=each) for part, indices in self._parts]
+        found = [part.recentre_measured_(role, self._of(to, indices)) for part, indices in self._parts]
         # Tensors that every rank holds whole are measured on each of them; one accounts for them.
         counted = [
             (measurement.to(self._device), places)
@@ -49,7 +49,7 @@ class MixedStore(Store):
             if measurement is not None and not (isinstance(part, TensorStore) and dist.get_rank() != 0)
         ]
         count = len(self.entries)
-        return Measurement.added([one.placed(places, count) if each else one for one, places in counted])
+        return Measurement.added([one.placed(places, count) for one, places in counted])
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
         """See :meth:`Store.sum_over_ranks_`."""

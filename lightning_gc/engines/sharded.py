@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_gc.engines.store import Means, Role, Store, add_up_
-from lightning_gc.equation.projection import squared_norm
+from lightning_gc.equation.projection import norm_of
 from lightning_gc.equation.traits import accumulation_dtype
-from lightning_gc.measuring.measurement import Measurement
+from lightning_gc.measuring.measurement import Measurement, Part
 from lightning_gc.selection import Entry
 
 
@@ -71,11 +71,11 @@ class Piece(ABC):
     def measured(self, means: Tensor) -> Tensor:
         """Out of means, those that this rank accounts for: over all ranks, each weight vector once."""
 
-    def squared_norm(self, tensor: Tensor | None) -> Tensor:
-        """What this rank's elements add to the squared norm."""
+    def norm(self, tensor: Tensor | None) -> Tensor:
+        """The norm of those of this rank's elements that count."""
         if tensor is None or not self.counts_norm:
             return torch.zeros((), device=self.device)
-        return squared_norm(tensor).to(self.device, torch.float32)
+        return norm_of(tensor)
 
 
 class ShardedStore(Store):
@@ -103,19 +103,19 @@ class ShardedStore(Store):
         return any(t is not None for t in tensors) or not all(piece.has_all for piece in self._pieces)
 
     @torch.no_grad()
-    def recentre_measured_(self, role: Role, to: Means | None = None, *, each: bool = True) -> Measurement:
+    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
         """See :meth:`Store.recentre_measured_`; never None, since other ranks may have measured something."""
         tensors = self._tensors(role)
-        norms = [piece.squared_norm(tensor) for piece, tensor in zip(self._pieces, tensors, strict=True)]
+        norms = [piece.norm(tensor) for piece, tensor in zip(self._pieces, tensors, strict=True)]
         before = self._recentre_(tensors, to)
         after = self._deviations(tensors, to)
-        measured = Measurement.joined(
+        return Measurement.of(
             [
-                _measure(piece, one_before, one_after, norm if role == "gradient" else None)
+                _part(piece, one_before, one_after, norm if role == "gradient" else None)
                 for piece, norm, one_before, one_after in zip(self._pieces, norms, before, after, strict=True)
-            ]
+            ],
+            self._pieces[0].device,
         )
-        return measured if each else measured.total()
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
         """See :meth:`Store.sum_over_ranks_`."""
@@ -162,11 +162,10 @@ class ShardedStore(Store):
         return torch.zeros(piece.count, dtype=dtype, device=piece.device) if share is None else piece.shared(share)
 
 
-def _measure(piece: Piece, before: Tensor | None, after: Tensor | None, squared_norm: Tensor | None) -> Measurement:
+def _part(piece: Piece, before: Tensor | None, after: Tensor | None, norm: Tensor | None) -> Part:
     """What this rank accounts for of one parameter."""
-    nothing = torch.zeros(0, device=piece.device)
-    if before is not None and after is not None:
-        before, after = piece.measured(before).to(piece.device), piece.measured(after).to(piece.device)
+    if before is None or after is None:
+        before = after = torch.zeros(0, device=piece.device)
     else:
-        before = after = nothing
-    return Measurement.of_one(before, after, piece.entry.fan_in, squared_norm)
+        before, after = piece.measured(before), piece.measured(after)
+    return Part(before, after, piece.entry.fan_in, norm=norm)

@@ -34,8 +34,8 @@ class Store(ABC):
         """Move the mean of each weight vector to `to`, or to zero; whether there was anything to move."""
 
     @abstractmethod
-    def recentre_measured_(self, role: Role, to: Means | None = None, *, each: bool = True) -> Measurement | None:
-        """:meth:`recentre_`, and what it removed from each entry, or from all as one; None if there was nothing to move.
+    def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement | None:
+        """:meth:`recentre_`, and what it removed from each entry; None if there was nothing to move.
 
         The norms, one more read of every element, are those of the gradients; weights come without.
         Where ranks hold different elements, this is what one rank is to account for: what all ranks

@@ -15,6 +15,8 @@ def resolve_dims(shape: Sequence[int], dims: int | Sequence[int] | None, groups:
     rank = len(shape)
     if dims is None:
         resolved = tuple(range(1, rank))
+        if groups == 1:  # what a loop of one's own asks of each gradient in each step
+            return resolved
     else:
         given: tuple[Any, ...] = (dims,)
         if isinstance(dims, Iterable) and not isinstance(dims, str | bytes):
@@ -36,7 +38,7 @@ def resolve_dims(shape: Sequence[int], dims: int | Sequence[int] | None, groups:
 
 def fan_in_of(shape: Sequence[int], dims: Sequence[int], groups: int = 1) -> int:
     """The number of elements of one weight vector."""
-    return math.prod(shape[d] for d in dims) // (groups if 0 in dims else 1)
+    return math.prod([shape[d] for d in dims]) // (groups if 0 in dims else 1)
 
 
 def means_shape(shape: Sequence[int], dims: Sequence[int]) -> torch.Size:

@@ -12,15 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_gc.equation.blocks import (
-    goes_in_blocks,
-    means_in_blocks,
-    recentre_in_blocks_,
-    recentre_measured_in_blocks_,
-    squared_norm_in_blocks,
-)
-from lightning_gc.equation.dims import grouped, resolve_dims
-from lightning_gc.equation.sparse import scatter_means, sum_duplicates, value_dims
+from lightning_gc.equation.blocks import blocks, joined, widened, widens_as_it_reads
+from lightning_gc.equation.dims import fan_in_of, grouped, resolve_dims
+from lightning_gc.equation.sparse import scatter, sum_duplicates, value_dims
 from lightning_gc.equation.traits import accumulation_dtype, is_expanded, is_narrow
 
 
@@ -72,7 +66,6 @@ def centralize(tensor: Tensor, dims: int | Sequence[int] | None = None, *, group
     return (view - view.mean(dims, keepdim=True)).view_as(tensor)
 
 
-@torch.no_grad()
 def centralize_(tensor: Tensor, dims: int | Sequence[int] | None = None, *, groups: int = 1) -> Tensor:
     """Subtract from each weight vector its mean, in place: :func:`centralize` without a copy.
 
@@ -94,11 +87,11 @@ def centralize_(tensor: Tensor, dims: int | Sequence[int] | None = None, *, grou
 
     Example:
         >>> import torch
-        >>> weight = torch.nn.Parameter(torch.zeros(2, 3))
-        >>> weight.grad = torch.tensor([[0.0, 1.0, 2.0], [6.0, 0.0, 0.0]])
+        >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+        >>> weight.grad = torch.tensor([[0.0, 2.0], [6.0, 0.0]])
         >>> centralize_(weight.grad)
-        tensor([[-1.,  0.,  1.],
-                [ 4., -2., -2.]])
+        tensor([[-1.,  1.],
+                [ 3., -3.]])
     """
     _check_dtype(tensor)
     dims = resolve_dims(tensor.shape, dims, groups)
@@ -108,79 +101,99 @@ def centralize_(tensor: Tensor, dims: int | Sequence[int] | None = None, *, grou
             f"{tensor.stride()}): several of its elements share one place in memory, so it cannot be changed "
             "in place. Use centralize()."
         )
-    if dims and tensor.numel():
+    if not dims or not tensor.numel():
+        return tensor
+    if tensor.requires_grad:
+        with torch.no_grad():
+            recentre_(tensor, dims, groups)
+    else:  # a loop of one's own has a gradient here, where no_grad() would take half as long as the equation
         recentre_(tensor, dims, groups)
     return tensor
 
 
-def recentre_(tensor: Tensor, dims: tuple[int, ...], groups: int = 1, to: Tensor | None = None) -> Tensor:
-    """Move the mean of each weight vector to `to` (zero if None), in place; return what was removed.
+def subtract_means_(
+    tensor: Tensor, dims: tuple[int, ...], fan_in: int, to: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The equation: the one place where the library changes numbers. Every dense tensor comes by here.
 
-    The one place where the library changes numbers. Arguments are not checked.
+    Args:
+        tensor: Dense. Arguments are not checked.
+        dims: The fan-in dims.
+        fan_in: Their number of elements.
+        to: The means to move to, with `dims` kept as size 1; zero if None.
+        dtype: What to sum in; the tensor's own if None.
 
     Returns:
-        The removed means, with `dims` kept as size 1 (of the grouped view, see :func:`grouped`) in
-        :func:`accumulation_dtype`. For sparse tensors: of the stored values, row by row.
+        The sums of what was removed: `fan_in` times the means, with `dims` kept as size 1.
+    """
+    sums = tensor.sum(dims, True, dtype=dtype)
+    if to is None:
+        # Not mean(): on a CPU that is sum() and one more call, which for small tensors is a third of the time.
+        tensor.sub_(sums, alpha=1 / fan_in)
+        return sums
+    # As vector_means() divides: a weight vector that did not change (a scaler skipped the step) stays as it is to the bit.
+    removed = sums.div_(fan_in).sub_(to)
+    tensor.sub_(removed)
+    return removed.mul_(fan_in)
+
+
+def recentre_(tensor: Tensor, dims: tuple[int, ...], groups: int = 1, to: Tensor | None = None) -> Tensor:
+    """Move the mean of each weight vector to `to` (zero if None), in place. Arguments are not checked.
+
+    16-bit values are rounded once, from float32.
+
+    Returns:
+        The sums of what was removed, as :func:`subtract_means_` returns them (of the grouped view, see
+        :func:`grouped`). For sparse tensors: of the stored values, row by row.
     """
     if tensor.layout == torch.sparse_coo:
-        return recentre_(tensor._values(), value_dims(tensor, dims))
+        tensor, dims = tensor._values(), value_dims(tensor, dims)
     view, dims = grouped(tensor, dims, groups)
-    if goes_in_blocks(view, dims):
-        return recentre_in_blocks_(view, dims, to)
-    removed = view.mean(dims, keepdim=True, dtype=_wide_dtype(view))
-    if to is not None:
-        removed -= to
-    view.sub_(removed)
-    return removed
+    fan_in = fan_in_of(view.shape, dims)
+    if not is_narrow(view):
+        return subtract_means_(view, dims, fan_in, to)
+    if widens_as_it_reads(view):
+        return subtract_means_(view, dims, fan_in, to, accumulation_dtype(view.dtype))
+    removed = [_recentre_block_(block, dims, fan_in, goal) for block, goal in blocks(view, dims, to)]
+    return joined(removed, view, dims)
 
 
-def recentre_measured_(
-    tensor: Tensor, dims: tuple[int, ...], groups: int = 1, to: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`recentre_`, and a look at what it did.
-
-    Returns:
-        The removed means; the means after, as :func:`vector_means` has them; and the squared norm of the whole
-        tensor before. For sparse tensors the removed means are of all weight vectors, too.
-    """
-    if not tensor.is_sparse:
-        view, dims_of_view = grouped(tensor, dims, groups)
-        if goes_in_blocks(view, dims_of_view):
-            return recentre_measured_in_blocks_(view, dims_of_view, to)
-    norm = squared_norm(tensor)
-    removed = recentre_(tensor, dims, groups, to)
-    if tensor.is_sparse:
-        removed = scatter_means(tensor, removed)
-    return removed, vector_means(tensor, dims, groups), norm
+def _recentre_block_(block: Tensor, dims: tuple[int, ...], fan_in: int, to: Tensor | None) -> Tensor:
+    wide = widened(block)
+    sums = subtract_means_(wide, dims, fan_in, to)
+    block.copy_(wide)
+    return sums
 
 
-def vector_means(tensor: Tensor, dims: tuple[int, ...], groups: int = 1) -> Tensor:
-    """The mean of each weight vector, with `dims` kept as size 1 (of the grouped view).
+def vector_sums(tensor: Tensor, dims: tuple[int, ...], groups: int = 1) -> Tensor:
+    """The sum of each weight vector, with `dims` kept as size 1 (of the grouped view).
 
-    Accumulated in :func:`accumulation_dtype`. For a sparse COO tensor these are the means of all
+    Accumulated in :func:`accumulation_dtype`. For a sparse COO tensor these are the sums of all
     its weight vectors, duplicates summed and untouched ones zero, as a dense tensor.
     """
     if tensor.layout == torch.sparse_coo:
-        return scatter_means(tensor, vector_means(tensor._values(), value_dims(tensor, dims)))
+        return scatter(tensor, vector_sums(tensor._values(), value_dims(tensor, dims)))
     view, dims = grouped(tensor, dims, groups)
-    if is_narrow(view) and goes_in_blocks(view, dims):
-        return means_in_blocks(view, dims)
-    return view.mean(dims, keepdim=True, dtype=_wide_dtype(view))
+    if not is_narrow(view) or widens_as_it_reads(view):
+        return view.sum(dims, True, dtype=accumulation_dtype(view.dtype))
+    return joined([widened(block).sum(dims, True) for block, _ in blocks(view, dims)], view, dims)
 
 
-def squared_norm(tensor: Tensor) -> Tensor:
-    """The sum of the squared absolute values, a scalar in the real :func:`accumulation_dtype`."""
+def vector_means(tensor: Tensor, dims: tuple[int, ...], groups: int = 1) -> Tensor:
+    """:func:`vector_sums` over the fan-in."""
+    return vector_sums(tensor, dims, groups).div_(fan_in_of(tensor.shape, dims, groups))
+
+
+def norm_of(tensor: Tensor) -> Tensor:
+    """The norm of the whole tensor, a scalar in the real :func:`accumulation_dtype`."""
+    norm: Tensor
     if tensor.layout == torch.sparse_coo:
-        return squared_norm(sum_duplicates(tensor))
-    if is_narrow(tensor) and goes_in_blocks(tensor, ()):
-        return squared_norm_in_blocks(tensor)
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide_dtype(tensor))
-    return norm.square()
-
-
-def _wide_dtype(tensor: Tensor) -> torch.dtype | None:
-    """What to accumulate in where the tensor's own type is too coarse; None where it is not."""
-    return accumulation_dtype(tensor.dtype) if is_narrow(tensor) else None
+        return norm_of(sum_duplicates(tensor))
+    if not is_narrow(tensor) or widens_as_it_reads(tensor):
+        norm = torch.linalg.vector_norm(tensor, dtype=accumulation_dtype(tensor.dtype))
+        return norm
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(widened(b)) for b, _ in blocks(tensor, ())]))
+    return norm
 
 
 def _check_dtype(tensor: Tensor) -> None:

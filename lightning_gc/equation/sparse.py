@@ -19,12 +19,10 @@ def value_dims(tensor: Tensor, dims: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(d - first + 1 for d in dims)
 
 
-def scatter_means(tensor: Tensor, value_means: Tensor) -> Tensor:
-    """Scatter means of a sparse tensor's values to all its weight vectors, adding up duplicates."""
-    rows = _flat_indices(tensor)
+def scatter(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Scatter one row for each of a sparse tensor's values to all its weight vectors, adding up duplicates."""
     count = math.prod(tensor.shape[: tensor.sparse_dim()])
-    means = value_means.new_zeros((count, *value_means.shape[1:]))
-    return means.index_add_(0, rows, value_means)
+    return rows.new_zeros((count, *rows.shape[1:])).index_add_(0, _flat_indices(tensor), rows)
 
 
 def sum_duplicates(tensor: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_WIDE = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128})
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that means are accumulated in: float32 at least."""
@@ -15,7 +17,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def is_narrow(tensor: Tensor) -> bool:
     """Whether means in the tensor's own type would be too coarse."""
-    return accumulation_dtype(tensor.dtype) != tensor.dtype
+    return tensor.dtype not in _WIDE
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -25,7 +27,7 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 def is_expanded(tensor: Tensor) -> bool:
     """Whether several elements of a dense tensor share one place in memory."""
-    if tensor.layout != torch.strided:
+    if tensor.layout != torch.strided or tensor.is_contiguous():
         return False
     reach = 0  # how far the dims of smaller strides reach: the next stride must lead beyond it
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

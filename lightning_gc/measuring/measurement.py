@@ -11,6 +11,24 @@ from torch import Tensor
 MEAN_PRE, MEAN_POST, REMOVED_NORM = "mean_pre", "mean_post", "removed_norm"
 
 
+class Part(NamedTuple):
+    """What is to be measured of one parameter.
+
+    Attributes:
+        before: The means of its weight vectors before, or their sums; of any shape, maybe of no elements.
+        after: The same after.
+        fan_in: The number of elements of one weight vector.
+        scale: What makes means of `before` and `after`: the reciprocal of the fan-in for sums.
+        norm: That of the gradient before, a scalar; None for weights.
+    """
+
+    before: Tensor
+    after: Tensor
+    fan_in: int
+    scale: float = 1.0
+    norm: Tensor | None = None
+
+
 class Measurement(NamedTuple):
     r"""Sums over the weight vectors :math:`i` of each of P parameters, of fan-in :math:`n_i` and mean :math:`\mu_i`.
 
@@ -31,20 +49,26 @@ class Measurement(NamedTuple):
     squared_norm: Tensor | None
 
     @classmethod
-    def of_one(cls, before: Tensor, after: Tensor, fan_in: int, squared_norm: Tensor | None) -> Measurement:
-        """Of one parameter, from the means of its weight vectors, of any shape; maybe of none."""
-        return cls(
-            torch.full((1,), before.numel(), dtype=torch.float32, device=before.device),
-            torch.linalg.vector_norm(before, 1).float().view(1),
-            torch.linalg.vector_norm(after, 1).float().view(1),
-            torch.linalg.vector_norm(before).float().square().mul(fan_in).view(1),
-            None if squared_norm is None else squared_norm.float().view(1),
-        )
+    def of(cls, parts: Sequence[Part], device: torch.device) -> Measurement:
+        """Of some parameters, at least one, one after the other."""
+        # What is known on the host goes along in one upload, for which no host waits.
+        known = [[p.before.numel(), p.scale, p.scale**2 * p.fan_in] for p in parts]
+        upload = torch.tensor(known, dtype=torch.float32, pin_memory=device.type == "cuda")
+        vectors, scale, square_scale = upload.to(device, non_blocking=True).unbind(1)
 
-    @classmethod
-    def joined(cls, parts: Sequence[Measurement]) -> Measurement:
-        """The parameters of several, at least one, one after the other, on the device of the first."""
-        return cls._combined(torch.cat, parts)
+        def joined(scalars: Sequence[Tensor]) -> Tensor:
+            return torch.stack([scalar.to(device) for scalar in scalars]).float()
+
+        # One call for all tensors, as torch's own clipping does: on a GPU that is one launch, too.
+        before, after = [part.before for part in parts], [part.after for part in parts]
+        norms = [part.norm for part in parts if part.norm is not None]
+        return cls(
+            vectors,
+            joined(torch._foreach_norm(before, 1)) * scale,
+            joined(torch._foreach_norm(after, 1)) * scale,
+            joined(torch._foreach_norm(before, 2)).square() * square_scale,
+            joined(norms).square() if norms else None,
+        )
 
     @classmethod
     def added(cls, parts: Sequence[Measurement]) -> Measurement:
@@ -60,18 +84,6 @@ class Measurement(NamedTuple):
     def to(self, device: torch.device) -> Measurement:
         """On another device, or on the same."""
         return self if self.before.device == device else self._map(lambda sums: sums.to(device))
-
-    def nothing(self) -> Measurement:
-        """Of as many parameters, on the same device, of which there was nothing to measure."""
-        return self._map(torch.zeros_like)
-
-    def with_removed(self) -> Measurement:
-        """With the norm of the gradient before instead of that after.
-
-        Pythagoras: what was removed is orthogonal to what is left.
-        """
-        norm = self.squared_norm
-        return self if norm is None else self._replace(squared_norm=norm + self.squared_removed)
 
     def total(self) -> Measurement:
         """Of all parameters together, as if they were one."""

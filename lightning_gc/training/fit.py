@@ -175,7 +175,7 @@ class Fit:
     ) -> bool:
         if not logs or not self._logged.due():
             return plan.store.recentre_(role, to)
-        measurement = plan.store.recentre_measured_(role, to, each=bool(plan.logged_names))
+        measurement = plan.store.recentre_measured_(role, to)
         if measurement is None:
             return False
         unscaled = self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement

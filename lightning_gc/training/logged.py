@@ -36,6 +36,8 @@ class LoggedMeans:
 
     def log(self, plan: Plan, measurement: Measurement) -> None:
         """Log the measurement of one step of one optimizer."""
+        if not plan.logged_names:  # before it is sent to the other ranks
+            measurement = measurement.total()
         plan.store.sum_over_ranks_([sums for sums in measurement if sums is not None])
         values = {f"{plan.prefix}/{name}": value for name, value in measurement.values(plan.logged_names).items()}
         # The batch size is of no use to a value of one step, but Lightning asks for it with `dataloader_iter`.

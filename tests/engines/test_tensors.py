@@ -8,18 +8,17 @@ import torch
 from torch import nn
 
 from lightning_gc import select
-from lightning_gc.engines import TensorStore, plain
-from lightning_gc.equation import blocks
+from lightning_gc.engines import TensorStore
 from tests import oracle
 
 ROLES = ["gradient", "weight"]
-HOWS = ["centralized", "each measured", "all measured"]
+HOWS = ["centralized", "measured"]
 
 
 def do(store: TensorStore, how: str):
     if how == "centralized":
         return store.recentre_("gradient")
-    return store.recentre_measured_("gradient", each=how == "each measured")
+    return store.recentre_measured_("gradient")
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
@@ -255,25 +254,6 @@ class TestOddGradients:
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_what_is_sparse_once_is_not_tried_again(how):
-    store, _ = one(torch.eye(4).to_sparse(1), layer=nn.Embedding)
-    assert do(store, how)
-    assert not store._plain
-    assert not store._refused
-
-
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("rows", [0, 2])
-def test_any_other_error_is_raised(how, rows, monkeypatch):
-    monkeypatch.setattr(plain, "rows_per_block", lambda *_: rows)
-    with torch.inference_mode():
-        gradient = torch.ones(4, 3)  # which torch does not let be changed in place
-    store, _ = one(gradient)
-    with pytest.raises(RuntimeError, match="inference tensor"):
-        do(store, how)
-
-
-@pytest.mark.parametrize("how", HOWS)
 def test_what_fails_for_no_fault_of_the_gradient_is_not_tried_in_another_way(how, monkeypatch):
     act = torch.Tensor.sub_
     failures = ["out of memory"]
@@ -299,7 +279,6 @@ def test_an_expanded_weight_is_refused_by_torch_and_its_gradient_left_alone():
 
 
 def test_a_gradient_that_turns_sparse_and_back():
-    """What was sparse once is looked at in every step from then on, and centralized all the same."""
     module = nn.Embedding(5, 4)
     store = store_of(module)
     dense = torch.randn(5, 4)
@@ -309,67 +288,21 @@ def test_a_gradient_that_turns_sparse_and_back():
         np.testing.assert_allclose(oracle.to_numpy(gradient), oracle.centralized(dense, (1,)), atol=1e-6)
 
 
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def everything_is_large(request, monkeypatch):
-    """Blocks of a few rows, which one thread goes through and two do not."""
-    monkeypatch.setattr(blocks, "LARGE_BYTES", 1)
-    monkeypatch.setattr(blocks, "LARGE_AMONG_MANY_BYTES", 1)
-    monkeypatch.setattr(blocks, "WIDE_BLOCK_BYTES", 64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(threads)
-
-
-class TestLargeGradients:
-    """Those that are gone through in blocks of rows, whatever is between them."""
-
-    def test_the_oracle(self, everything_is_large):
-        plain, measured = store_of(network()), store_of(network())
-        expected = [
-            None if t is None else oracle.centralized(t, e.layout.dims, e.layout.groups)
-            for e, t in zip(plain.entries, held(plain, "gradient"), strict=True)
-        ]
-        means = [np.abs(m or []).sum() for m in expected_means(measured, "gradient")]
-        norms = [0.0 if t is None else np.square(oracle.to_numpy(t)).sum() for t in held(measured, "gradient")]
-        assert plain.recentre_("gradient")
-        measurement = measured.recentre_measured_("gradient")
-        for one, other, wanted in zip(held(plain, "gradient"), held(measured, "gradient"), expected, strict=True):
-            if wanted is not None:
-                np.testing.assert_allclose(one.numpy(), wanted, atol=1e-6)
-                assert torch.equal(one, other)
-        np.testing.assert_allclose(measurement.before, means, rtol=1e-4)
-        np.testing.assert_allclose(measurement.squared_norm, norms, rtol=1e-4)
-
-    @pytest.mark.parametrize("how", HOWS)
-    @pytest.mark.parametrize(
-        "hold",
-        [
-            pytest.param(lambda g: g, id="rows"),
-            pytest.param(lambda g: g.t().contiguous().t(), id="columns"),
-            pytest.param(lambda g: torch.stack([g, g], 1)[:, 0], id="rows with gaps"),
-            pytest.param(lambda g: g.to_sparse(1), id="sparse"),
-            pytest.param(lambda g: g[:1].expand(40, 8), id="expanded"),
-            pytest.param(lambda g: g[:, :1].expand(40, 8), id="expanded columns"),
-        ],
-    )
-    def test_however_they_are_held(self, everything_is_large, how, hold):
-        gradient = hold(torch.randn(40, 8))
-        store, module = one(gradient, layer=nn.Embedding)
-        expected = oracle.centralized(gradient, (1,))
-        assert do(store, how)
-        np.testing.assert_allclose(oracle.to_numpy(module.weight.grad), expected, atol=1e-6)
-
-    def test_one_thread_takes_blocks_and_two_do_not(self, everything_is_large, monkeypatch):
-        calls = []
-
-        def count(name):
-            act = getattr(plain, name)
-            monkeypatch.setattr(plain, name, lambda *args: (calls.append(name), act(*args))[1])
-
-        count("centralize_rows_")
-        count("centralize_rows_measured_")
-        for how in HOWS:
-            store, _ = one(torch.randn(40, 8))
-            assert do(store, how)
-        assert len(calls) == (len(HOWS) if everything_is_large == 1 else 0)
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    "hold",
+    [
+        pytest.param(lambda g: g, id="rows"),
+        pytest.param(lambda g: g.t().contiguous().t(), id="columns"),
+        pytest.param(lambda g: torch.stack([g, g], 1)[:, 0], id="rows with gaps"),
+        pytest.param(lambda g: g.to_sparse(1), id="sparse"),
+        pytest.param(lambda g: g[:1].expand(40, 8), id="expanded"),
+        pytest.param(lambda g: g[:, :1].expand(40, 8), id="expanded columns"),
+    ],
+)
+def test_however_a_gradient_is_held(how, hold):
+    gradient = hold(torch.randn(40, 8))
+    store, module = one(gradient, layer=nn.Embedding)
+    expected = oracle.centralized(gradient, (1,))
+    assert do(store, how)
+    np.testing.assert_allclose(oracle.to_numpy(module.weight.grad), expected, atol=1e-6)

@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_gc import centralize, centralize_
 from lightning_gc.equation import projection
-from lightning_gc.equation.projection import recentre_, squared_norm, vector_means
+from lightning_gc.equation.projection import norm_of, recentre_, vector_means
 from lightning_gc.equation.traits import accumulation_dtype
 from tests import oracle
 from tests.cases import LAYOUTS
@@ -102,19 +102,21 @@ class TestAgainstTheOracle:
             means.flatten().numpy(), oracle.means_of(oracle.to_numpy(tensor), dims, groups), rtol=1e-6
         )
 
-    def test_recentre_moves_means_to_a_target_and_returns_what_it_removed(self, tensor, dims, groups, dtype):
+    def test_recentre_moves_means_to_a_target_and_returns_the_sums_of_what_it_removed(
+        self, tensor, dims, groups, dtype
+    ):
         before = vector_means(tensor, dims, groups)
         target = torch.arange(before.numel()).reshape(before.shape).to(before.dtype) / 4
         removed = recentre_(tensor, dims, groups, target)
-        torch.testing.assert_close(removed, before - target)
+        torch.testing.assert_close(removed, (before - target) * (tensor.numel() // before.numel()))
         np.testing.assert_allclose(
             oracle.means_of(oracle.to_numpy(tensor), dims, groups), target.flatten().numpy(), atol=rounding(dtype)
         )
 
-    def test_squared_norm(self, tensor, dims, groups, dtype):
-        norm = squared_norm(tensor)
+    def test_norm(self, tensor, dims, groups, dtype):
+        norm = norm_of(tensor)
         assert not norm.is_complex()
-        np.testing.assert_allclose(norm.numpy(), np.square(np.abs(oracle.to_numpy(tensor))).sum(), rtol=1e-5)
+        np.testing.assert_allclose(norm.numpy(), np.linalg.norm(oracle.to_numpy(tensor)), rtol=1e-5)
 
 
 class TestOddTensors:
@@ -131,7 +133,7 @@ class TestOddTensors:
     def test_zero_size(self, shape, dtype):
         assert centralize(torch.empty(shape, dtype=dtype)).shape == shape
         assert centralize_(torch.empty(shape, dtype=dtype)).shape == shape
-        assert squared_norm(torch.empty(shape, dtype=dtype)) == 0
+        assert norm_of(torch.empty(shape, dtype=dtype)) == 0
         means = vector_means(torch.empty(shape, dtype=dtype), tuple(range(1, len(shape))))
         assert means.shape == (shape[0], *[1] * (len(shape) - 1))
 
@@ -181,12 +183,12 @@ class TestOddTensors:
         np.testing.assert_allclose(tensor.conj().resolve_conj().numpy(), expected, rtol=0, atol=rounding(dtype))
 
     def test_a_parameter_and_its_gradient(self):
-        weight = nn.Parameter(torch.ones(2, 3))
-        weight.grad = torch.arange(6.0).reshape(2, 3)
+        weight = nn.Parameter(torch.ones(2, 4))
+        weight.grad = torch.arange(8.0).reshape(2, 4)
         centralize_(weight.grad)
-        assert torch.equal(weight.grad, torch.tensor([[-1.0, 0, 1], [-1, 0, 1]]))
+        assert torch.equal(weight.grad, torch.tensor([[-1.5, -0.5, 0.5, 1.5], [-1.5, -0.5, 0.5, 1.5]]))
         centralize_(weight)  # a leaf that requires a gradient can be changed in place as well
-        assert torch.equal(weight.detach(), torch.zeros(2, 3))
+        assert torch.equal(weight.detach(), torch.zeros(2, 4))
         assert not isinstance(centralize(weight), nn.Parameter)
 
     def test_channels_last_is_kept(self):
@@ -311,9 +313,9 @@ class TestSixteenBits:
         in_blocks, kernels = tensor.clone(), tensor.clone()
         target = vector_means(tensor, dims, groups) / 2 if moved else None
         removed = recentre_(in_blocks, dims, groups, target)
-        norm, means = squared_norm(in_blocks), vector_means(in_blocks, dims, groups)
-        monkeypatch.setattr(projection, "goes_in_blocks", lambda tensor, dims: False)
+        norm, means = norm_of(in_blocks), vector_means(in_blocks, dims, groups)
+        monkeypatch.setattr(projection, "widens_as_it_reads", lambda tensor: True)
         torch.testing.assert_close(recentre_(kernels, dims, groups, target), removed)
         torch.testing.assert_close(kernels, in_blocks)
         torch.testing.assert_close(vector_means(kernels, dims, groups), means)
-        torch.testing.assert_close(squared_norm(kernels), norm)
+        torch.testing.assert_close(norm_of(kernels), norm)

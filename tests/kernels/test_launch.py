@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from lightning_gc.equation.projection import recentre_, squared_norm, vector_means
+from lightning_gc.equation.projection import norm_of, recentre_, vector_means
 from lightning_gc.kernels.launch import INTERPRETED, Batch, Rows, as_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +76,7 @@ def test_rows_move_to_given_means(dtype):
     batch = batch_for(given)
     outputs = batch(given, to, measure=True)
     for i, (actual, plain, goal) in enumerate(zip(given, expected, to, strict=True)):
-        removed = recentre_(plain, (1,), to=goal.view(-1, 1))
+        removed = recentre_(plain, (1,), to=goal.view(-1, 1)) / plain.shape[1]
         assert_close(actual, plain)
         here = slice(batch.offsets[i], batch.offsets[i] + len(plain))
         torch.testing.assert_close(outputs.before[here], removed.flatten(), rtol=1e-5, atol=1e-6)
@@ -147,7 +147,7 @@ def test_what_is_not_finite_stays_so_in_its_row_alone(value, length):
 
 def test_the_norm_of_a_whole_tensor_is_that_of_its_rows():
     given = tensors([(20, 9000)], torch.float32)
-    expected = squared_norm(given[0])
+    expected = norm_of(given[0]).square()
     torch.testing.assert_close(batch_for(given)(given, measure=True).squares.sum(), expected, rtol=1e-5, atol=0)
 
 

@@ -109,10 +109,9 @@ def test_no_value_is_needed(role):
 @pytest.mark.parametrize("names", [[], ["a", "b", "c", "d"]])
 def test_no_value_is_needed_to_log(names):
     store = on_meta()
-    each = bool(names)
     for _ in range(2):
-        of_gradients = store.recentre_measured_("gradient", each=each).values(names)
-        of_weights = store.recentre_measured_("weight", store.means("weight"), each=each).values(names)
+        of_gradients = store.recentre_measured_("gradient").values(names)
+        of_weights = store.recentre_measured_("weight", store.means("weight")).values(names)
         assert {value.device.type for value in [*of_gradients.values(), *of_weights.values()]} == {"meta"}
 
 
