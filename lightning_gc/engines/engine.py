@@ -63,8 +63,8 @@ class Engine:
 
 
 def tensor_store(entries: Sequence[Entry]) -> Store:
-    """The store for tensors of their own: the plain one, or the kernel's where the user asked for it."""
-    if not kernels.wanted():
+    """The store for tensors of their own: the kernel's where some are on a GPU that it runs on, else the plain one."""
+    if not any(map(kernels.usable, {entry.parameter.device for entry in entries})):
         return TensorStore(entries)
     from lightning_gc.engines.fused import FusedTensorStore
 

@@ -156,25 +156,18 @@ def test_nothing_to_move():
     assert store.means("gradient") == [None]
 
 
-@pytest.mark.parametrize(("value", "kind"), [("1", FusedTensorStore), ("0", TensorStore), (None, TensorStore)])
-def test_it_is_off_unless_asked_for(monkeypatch, value, kind):
-    monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    if value is not None:
-        monkeypatch.setenv(kernels.VARIABLE, value)
-    assert type(tensor_store([])) is kind
-
-
-def test_a_misspelt_variable_is_an_error(monkeypatch):
-    monkeypatch.setenv(kernels.VARIABLE, "yes")
-    with pytest.raises(ValueError, match="LIGHTNING_GC_FUSED='yes': allowed are 0 and 1"):
-        tensor_store([])
+@pytest.mark.parametrize("usable", [True, False])
+def test_it_is_used_where_it_runs(monkeypatch, usable):
+    monkeypatch.setattr(kernels, "usable", lambda device: usable)
+    entries = [e for e in select(network()) if e.layout is not None]
+    assert type(tensor_store(entries)) is (FusedTensorStore if usable else TensorStore)
 
 
 @pytest.mark.parametrize("target", ["gradient", "update"])
 def test_training_is_the_same_with_the_kernel(monkeypatch, tmp_path, target):
     weights = []
-    for value in ("0", "1"):
-        monkeypatch.setenv(kernels.VARIABLE, value)
+    for usable in (False, True):
+        monkeypatch.setattr(kernels, "usable", lambda device, usable=usable: usable)
         module = Classifier(lr=0.1, momentum=0.9, weight_decay=1e-2)
         fit(
             module,
