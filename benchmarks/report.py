@@ -32,6 +32,7 @@ def sets_table(rows: Sequence[Row]) -> str:
         "÷ not logging",
         "less log_dict",
         "extra memory",
+        "launches",
     )
     return markdown(header, map(_set_cells, rows))
 
@@ -85,6 +86,7 @@ def _set_cells(row: Row) -> tuple[str, ...]:
         "" if row["to_ours"] is None else f"{row['to_ours']:.2f}",
         "" if row["to_ours_alone"] is None else f"{row['to_ours_alone']:.2f}",
         _size(row["extra_bytes"]),
+        "" if row["launches"] is None else str(row["launches"]),
     )
 
 

@@ -12,12 +12,21 @@ from torch import Tensor
 
 from benchmarks.contenders import AUTHORS, BARE, MEASURED, Compiled, OptaxUnderJit, references
 from benchmarks.shapes import SETS, GradientSet
-from benchmarks.step import BETWEEN, LOG_DICT, OURS, TOTAL, in_trainer
-from benchmarks.timing import Clock, Contender, Quartiles, differences, interleave, peak_extra_memory, ratios
+from benchmarks.step import BETWEEN, LOG_DICT, OURS, PLAIN, PLAIN_TOTAL, TOTAL, in_trainer
+from benchmarks.timing import (
+    Clock,
+    Contender,
+    Quartiles,
+    differences,
+    interleave,
+    launches,
+    peak_extra_memory,
+    ratios,
+)
 
 Row = dict[str, Any]
 
-PAIRS = {TOTAL: OURS, BETWEEN: OURS, MEASURED: OURS, LOG_DICT: OURS}
+PAIRS = {TOTAL: OURS, BETWEEN: OURS, MEASURED: OURS, LOG_DICT: OURS, PLAIN_TOTAL: PLAIN}
 """What is also compared with something other than the authors' line."""
 
 
@@ -86,6 +95,7 @@ def compare(
                 "over_bare_us": differences(seconds_each, samples[BARE]).median * 1e6 if name == OURS else None,
                 "fastest_us": min(seconds_each) * 1e6,
                 "extra_bytes": memory[name],
+                "launches": launches(contenders[name]) if device.type == "cuda" else None,
                 "compile_s": contenders[name].seconds if isinstance(contenders[name], Compiled) else None,
             }
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.shapes import GradientSet, Layer
 from benchmarks.timing import Contender
 from lightning_gc import GradientCentralization
+from lightning_gc.kernels import VARIABLE
 
 OURS = "ours"
 TOTAL = "ours, logs total"
 PER_PARAMETER = "ours, logs per parameter"
 BETWEEN = "ours, total, between logged steps"
 LOG_DICT = "ours, and Lightning's log_dict"
+PLAIN = "ours, without the kernel"
+PLAIN_TOTAL = "ours, without the kernel, logs total"
 
 Measure = Callable[[list[tuple[Tensor, tuple[int, ...]]], dict[str, Contender]], None]
 
@@ -111,10 +115,20 @@ def _callbacks(
 
         return call
 
+    if module.device.type == "cuda":
+        callbacks |= {
+            PLAIN: GradientCentralization(log_means="off"),
+            PLAIN_TOTAL: GradientCentralization(log_means="total"),
+        }
     counted = trainer.fit_loop.epoch_loop._batches_that_stepped
     for callback in callbacks.values():
         callback.on_fit_start(trainer, module)
     contenders = {name: contender(callback, 1) for name, callback in callbacks.items()}
+    for name in (PLAIN, PLAIN_TOTAL):
+        if name in contenders:  # whether the kernel is used is decided in a callback's first step
+            os.environ[VARIABLE] = "0"
+            contenders[name]()
+            os.environ.pop(VARIABLE)
     contenders[BETWEEN] = contender(callbacks[TOTAL], 1_000_000)
     contenders[LOG_DICT] = partial(_log_constants, module, after=contenders[OURS])
     try:

@@ -105,6 +105,15 @@ def peak_extra_memory(call: Contender, device: torch.device) -> int:
     return peak
 
 
+def launches(call: Contender) -> int:
+    """How many kernels one call launches on a GPU; copies from the host are none."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    found = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum("Mem" not in event.name for event in found)
+
+
 def _repeats(call: Contender, sync: Callable[[], None], clock: Clock) -> int:
     _time(call, 1, sync, clock)  # the first call plans, compiles, allocates
     _time(call, 1, sync, clock)
