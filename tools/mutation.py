@@ -64,7 +64,7 @@ TESTS = {
         "tests/training/test_strategies.py",
     ],
     "fit": ["tests/training/test_fit.py", "tests/training/test_remarks.py", "tests/steps/test_targets_update.py"],
-    "targets": ["tests/steps/test_targets.py", "tests/steps/test_targets_update.py"],
+    "targets": ["tests/steps/test_hooks.py", "tests/steps/test_targets_update.py"],
 }
 SLOW = ("optax", "memory", "transformers", "gradcheck")  # tests with one of these in their names come last
 OPERATORS = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ParamSpec
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -13,18 +12,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gc.engines import Engine, Means, Role
+from lightning_gc.engines import Engine, Role
 from lightning_gc.engines.target import Target
+from lightning_gc.measuring.measurement import Measurement
 from lightning_gc.selection import Selection, build_selection
 from lightning_gc.selection.filters import FanInDims
 from lightning_gc.selection.places import Filter
+from lightning_gc.steps.hooks import after_step
 from lightning_gc.steps.plan import Plan, Planner
-from lightning_gc.steps.targets import after_closure, after_step, around_step
+from lightning_gc.steps.steps import Observer, Steps
 from lightning_gc.training.logged import LoggedMeans
 from lightning_gc.training.remarks import Remarks, may_be_centralized
 from lightning_gc.training.strategies import find_engine
-
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Settings:
     log_prefix: str
 
 
-class Fit:
+class Fit(Observer):
     """The state of the callback from `on_fit_start` to `teardown`.
 
     Args:
@@ -59,7 +58,6 @@ class Fit:
     ) -> None:
         self._settings = settings
         self._trainer = trainer
-        self._is_active = is_active
         self._engine = engine = find_engine(trainer.strategy)(trainer.strategy)
         self._remarks = Remarks()
         self._logged = LoggedMeans(trainer, module, engine, enabled=settings.log_means != "off")
@@ -72,13 +70,13 @@ class Fit:
             prefix=settings.log_prefix,
             per_parameter=settings.log_means == "per_parameter",
         )
+        self._steps = Steps(self._planner, settings.target, self, is_active)
         self._check_selection()
         self._remarks.on_clipping(trainer, settings.target)
         self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
         self._announced_steps: set[Optimizer] = set()
         self._backwards = 0
         self._backwards_before: dict[Optimizer, int] = {}
-        self._means_before: dict[Optimizer, list[tuple[Plan, Means]]] = {}
         try:
             self.hook_optimizers()
         except BaseException:
@@ -117,7 +115,7 @@ class Fit:
             return
         self._announced_steps.add(optimizer)
         if self._settings.target == "gradient":
-            self._centralize_gradients(optimizer)
+            self._steps.centralize_gradients(optimizer)
         elif optimizer not in self._hooks:
             raise MisconfigurationException(
                 f"GradientCentralization(target={self._settings.target!r}) has no hook on a {type(optimizer).__name__} "
@@ -125,62 +123,33 @@ class Fit:
                 "target='gradient'."
             )
 
-    def _hook(self, optimizer: Optimizer) -> list[RemovableHandle]:
-        target = self._settings.target
-        if not hasattr(optimizer, "register_step_post_hook"):
-            if target == "gradient":
-                return []
-            raise MisconfigurationException(
-                f"GradientCentralization(target={target!r}) needs the step hooks of torch.optim.Optimizer, which "
-                f"{type(optimizer).__name__} does not have. Use target='gradient'."
-            )
-        if target == "clipped_gradient":
-            return after_closure(optimizer, self._when_active(self._centralize_gradients))
-        if target == "update":
-            return around_step(
-                optimizer, self._when_active(self._remember_means), self._when_active(self._restore_means)
-            )
-        return after_step(optimizer, self._when_active(self._check_step_was_announced))
+    def measures(self) -> bool:
+        """See :meth:`Observer.measures`: on the steps that the Trainer logs."""
+        return self._logged.due()
 
-    def _when_active(self, act: Callable[P, None]) -> Callable[P, None]:
-        def act_if_active(*args: P.args, **kwargs: P.kwargs) -> None:
-            if self._is_active():
-                act(*args, **kwargs)
+    def measured(self, plan: Plan, optimizer: Optimizer, role: Role, measurement: Measurement) -> None:
+        """See :meth:`Observer.measured`: log it."""
+        unscaled = self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
+        self._logged.log(plan, unscaled)
 
-        return act_if_active
-
-    def _centralize_gradients(self, optimizer: Optimizer, first: bool = True) -> None:
-        plan = self._planner.plan_for(optimizer)
-        if not plan.store.entries:
-            return
-        if not self._recentre(plan, optimizer, "gradient", logs=first) and self._expects_gradients(optimizer, plan):
+    def looked_for_gradients(self, plan: Plan, optimizer: Optimizer, found: bool) -> None:
+        """See :meth:`Observer.looked_for_gradients`: warn where there should have been some."""
+        if not found and self._expects_gradients(optimizer, plan):
             self._remarks.on_no_gradients(plan.store)
         self._backwards_before[optimizer] = self._backwards
 
-    def _remember_means(self, optimizer: Optimizer) -> None:
-        plan = self._planner.plan_for(optimizer)
-        # A stack: where a subclass calls the step of its base, torch runs the hooks around both.
-        self._means_before.setdefault(optimizer, []).append((plan, plan.store.means("weight")))
+    def closure_not_called(self, optimizer: Optimizer) -> None:
+        """See :meth:`Observer.closure_not_called`: warn."""
+        self._remarks.on_closure_not_called(optimizer)
 
-    def _restore_means(self, optimizer: Optimizer, first: bool) -> None:
-        if not self._means_before.get(optimizer):
-            self._remarks.on_closure_not_called(optimizer)
-            return
-        # With the plan of then: the optimizer may have been given more parameters since.
-        plan, means = self._means_before[optimizer].pop()
-        self._recentre(plan, optimizer, "weight", means, logs=first)
-
-    def _recentre(
-        self, plan: Plan, optimizer: Optimizer, role: Role, to: Means | None = None, *, logs: bool = True
-    ) -> bool:
-        if not logs or not self._logged.due():
-            return plan.store.recentre_(role, to)
-        measurement = plan.store.recentre_measured_(role, to)
-        if measurement is None:
-            return False
-        unscaled = self._logged.unscaled(optimizer, measurement) if role == "gradient" else measurement
-        self._logged.log(plan, unscaled)
-        return True
+    def _hook(self, optimizer: Optimizer) -> list[RemovableHandle]:
+        try:
+            handles = self._steps.hook(optimizer)
+        except TypeError as error:
+            raise MisconfigurationException(f"GradientCentralization: {error} Use target='gradient'.") from error
+        if self._settings.target == "gradient" and hasattr(optimizer, "register_step_post_hook"):
+            handles += after_step(optimizer, self._steps.when_active(self._check_step_was_announced))
+        return handles
 
     def _expects_gradients(self, optimizer: Optimizer, plan: Plan) -> bool:
         """Whether a backward ran since the optimizer's last step, through Lightning or past it."""

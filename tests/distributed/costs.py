@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import lightning_gc.training.fit
 from lightning_gc import GradientCentralization
-from lightning_gc.steps.targets import OnNestedStep, OnStep, around_step
+from lightning_gc.steps.hooks import OnNestedStep, OnStep, around_step
 
 
 class Traffic(TorchDispatchMode):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 import lightning_gc.training.fit
 from lightning_gc import GradientCentralization, select
 from lightning_gc.engines import TensorStore
-from lightning_gc.steps.targets import after_closure, around_step
+from lightning_gc.steps.hooks import after_closure, around_step
 from tests.models import Classifier, fit, image_batches
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "is_nonzero", "equal.default")

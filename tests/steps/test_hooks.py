@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gc.steps.targets import after_closure, after_step, around_step
+from lightning_gc.steps.hooks import after_closure, after_step, around_step
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""What is done around an optimizer's step: by the callback, and by :func:`attach` in any other loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_gc.engines import Means, Role
+from lightning_gc.engines.target import Target
+from lightning_gc.measuring.measurement import Measurement
+from lightning_gc.steps.hooks import after_closure, around_step
+from lightning_gc.steps.plan import Plan, Planner
+
+P = ParamSpec("P")
+
+
+class Observer:
+    """Is told what happens in the steps. This one wants to know nothing."""
+
+    def measures(self) -> bool:
+        """Whether to measure what is removed in the step that is being taken."""
+        return False
+
+    def measured(self, plan: Plan, optimizer: Optimizer, role: Role, measurement: Measurement) -> None:
+        """What was removed."""
+
+    def looked_for_gradients(self, plan: Plan, optimizer: Optimizer, found: bool) -> None:
+        """Whether any of the plan's parameters had a gradient to centralize."""
+
+    def closure_not_called(self, optimizer: Optimizer) -> None:
+        """An optimizer was given a closure and did not call it, so its update was not centralized."""
+
+
+class Steps:
+    """Centralizes the target in the steps of some optimizers.
+
+    Args:
+        planner: Which parameters of each optimizer, over which dims, and what holds them.
+        target: What is centralized.
+        observer: Is told.
+        is_active: Whether to do anything in a step at present.
+    """
+
+    def __init__(
+        self, planner: Planner, target: Target, observer: Observer, is_active: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._planner = planner
+        self._target = target
+        self._observer = observer
+        self._is_active = is_active
+        self._means_before: dict[Optimizer, list[tuple[Plan, Means]]] = {}
+
+    def hook(self, optimizer: Optimizer) -> list[RemovableHandle]:
+        """Put on an optimizer what the target needs; nothing for gradients, which are centralized before the step.
+
+        Raises:
+            TypeError: It has no step hooks.
+        """
+        if self._target == "gradient":
+            return []
+        if not hasattr(optimizer, "register_step_post_hook"):
+            raise TypeError(
+                f"target={self._target!r} needs the step hooks of torch.optim.Optimizer, which "
+                f"{type(optimizer).__name__} does not have."
+            )
+        if self._target == "clipped_gradient":
+            return after_closure(optimizer, self.when_active(self.centralize_gradients))
+        return around_step(optimizer, self.when_active(self._remember_means), self.when_active(self._restore_means))
+
+    def centralize_gradients(self, optimizer: Optimizer, first: bool = True) -> None:
+        """Centralize the gradients of an optimizer's parameters; measure them only the `first` time in a step."""
+        plan = self._planner.plan_for(optimizer)
+        if plan.store.entries:
+            found = self._recentre(plan, optimizer, "gradient", may_measure=first)
+            self._observer.looked_for_gradients(plan, optimizer, found)
+
+    def when_active(self, act: Callable[P, None]) -> Callable[P, None]:
+        """`act`, where anything is to be done at present."""
+
+        def act_if_active(*args: P.args, **kwargs: P.kwargs) -> None:
+            if self._is_active():
+                act(*args, **kwargs)
+
+        return act_if_active
+
+    def _remember_means(self, optimizer: Optimizer) -> None:
+        plan = self._planner.plan_for(optimizer)
+        # A stack: where a subclass calls the step of its base, torch runs the hooks around both.
+        self._means_before.setdefault(optimizer, []).append((plan, plan.store.means("weight")))
+
+    def _restore_means(self, optimizer: Optimizer, first: bool) -> None:
+        if not self._means_before.get(optimizer):
+            self._observer.closure_not_called(optimizer)
+            return
+        # With the plan of then: the optimizer may have been given more parameters since.
+        plan, means = self._means_before[optimizer].pop()
+        self._recentre(plan, optimizer, "weight", means, may_measure=first)
+
+    def _recentre(
+        self, plan: Plan, optimizer: Optimizer, role: Role, to: Means | None = None, *, may_measure: bool
+    ) -> bool:
+        if not may_measure or not self._observer.measures():
+            return plan.store.recentre_(role, to)
+        measurement = plan.store.recentre_measured_(role, to)
+        if measurement is not None:
+            self._observer.measured(plan, optimizer, role, measurement)
+        return measurement is not None
