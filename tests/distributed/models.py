@@ -114,8 +114,11 @@ class Model(LightningModule):
             self.logged.append(values)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = self.trainer.model.parameters()
-        if self._optimizer == "adamw":
-            # A large eps: the signs of tiny gradients are not what is compared.
-            return torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1, eps=1e-2)
-        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01)
+        return make_optimizer(self._optimizer, self.trainer.model.parameters())
+
+
+def make_optimizer(kind: str, parameters: Any) -> torch.optim.Optimizer:
+    if kind == "adamw":
+        # A large eps: the signs of tiny gradients are not what is compared.
+        return torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1, eps=1e-2)
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01)

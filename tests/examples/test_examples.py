@@ -36,6 +36,16 @@ class TestGan:
         assert not means_in(capsys.readouterr().out)
 
 
+class TestFabric:
+    def test_the_update_keeps_the_means(self, capsys):
+        load("fabric").main(["--epochs", "2"])
+        out = capsys.readouterr().out
+        assert re.search(r"0\.weight +\(128, 64\) .* yes \(Linear\)", out)
+        found = re.search(r"moved by up to (\S+); ([\d.]+)% of", out)
+        assert float(found[1]) < 1e-6
+        assert float(found[2]) > 80
+
+
 class TestFinetune:
     def test_the_head_first_and_then_everything(self, capsys):
         load("finetune").main(["--pretrain-epochs", "1", "--epochs", "2", "--unfreeze-at", "1"])
