@@ -37,7 +37,8 @@ class GradientCentralization(Callback):
             class takes every parameter in a module of that class, at any depth. A glob takes a
             parameter when it matches its qualified name or that of any module around it: ``"head"``
             and ``"head.*"`` both take ``head.weight``.
-        exclude: The same, of what is not; `exclude` wins over `include`.
+        exclude: The same, of what is not; `exclude` wins over `include`. A class here that the model does
+            not have is named in the line at the start, and no more, so that one config serves several models.
         target: What is centralized: ``"gradient"``, before clipping, as ``chain(centralize(), clip, adam)``
             in optax; ``"clipped_gradient"``, after clipping; or ``"update"``, what the optimizer
             adds to the weights, decay and momentum included.
@@ -49,8 +50,9 @@ class GradientCentralization(Callback):
         log_prefix: The prefix of the logged names.
 
     Raises:
-        MisconfigurationException: An argument is not allowed (at construction); a filter matches
-            nothing, dims do not fit, or the filters leave nothing to centralize (when fit starts).
+        MisconfigurationException: An argument is not allowed (at construction); a glob matches
+            nothing, or nothing in `include` does; dims do not fit, or the filters leave nothing to centralize (when
+            fit starts).
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -55,7 +55,7 @@ BAD_FOR_THE_MODEL = [
     ({"exclude": "haed"}, ["exclude: the name 'haed' matches no parameter", "'head'"]),
     ({"include": ["net.0", "net.l"]}, ["include: the name 'net.l'", "'net.0'"]),
     ({"exclude": "Net.0"}, ["exclude: the name 'Net.0'", "'net.0'"]),
-    ({"exclude": nn.LSTM}, ["exclude: the class LSTM", "modules of: BatchNorm2d, Conv2d"]),
+    ({"include": nn.LSTM}, ["include: the class LSTM", "modules of: BatchNorm2d, Conv2d"]),
     ({"exclude": "torch.nn.Linear"}, ["pass the class torch.nn.Linear itself"]),
     ({"exclude": list("head")}, ["Was the string 'head' split into characters? Pass ['head']"]),
     ({"include": "net.1"}, ["include=('net.1',)", "leave nothing to centralize", "Widen them", "normalisation"]),
@@ -305,6 +305,13 @@ def test_one_line_is_printed_when_fit_starts(caplog):
         "GradientCentralization(exclude='net.6'): 2 of 8 parameters are centralized: 10 weight vectors, "
         "252 of 345 elements (73.0%)"
     ]
+
+
+def test_the_line_names_a_class_that_the_model_does_not_have(caplog):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        fit(Classifier(), GradientCentralization(exclude=nn.Embedding), max_steps=1)
+    (line,) = [r.getMessage() for r in caplog.records if "GradientCentralization" in r.getMessage()]
+    assert line.endswith("(93.9%); no parameter stands in: Embedding (exclude)")
 
 
 def test_one_callback_can_train_twice_and_test_between():

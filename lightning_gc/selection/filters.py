@@ -62,23 +62,38 @@ def parse_fan_in_dims(value: Any) -> FanInDims:
     return tuple(pairs)
 
 
-def check_entry_matches(entry: Filter, argument: str, everything: Sequence[Place], entries: Sequence[Filter]) -> None:
-    """Refuse an entry that takes nothing: a typo must never pass as a filter.
+def check_matches(entries: Sequence[Filter], argument: str, everything: Sequence[Place]) -> list[str]:
+    """Refuse filters that take nothing, and return the names of the classes among them that do.
+
+    A typo must never pass as a filter. A class was imported and can be none, so that one config serves
+    models with it and without: it is refused only in an `include` of which no entry matches anything.
 
     Raises:
         ValueError: It names the entry and the closest names that there are.
     """
-    if any(place.matches(entry) for place in everything):
-        return
-    if isinstance(entry, str):
-        what, hint = f"the name {entry!r}", _closest_names(entry, everything)
-        if len(entries) > 1 and all(isinstance(e, str) and len(e) == 1 for e in entries):
-            joined = "".join(str(e) for e in entries)
-            hint = f"Was the string {joined!r} split into characters? Pass [{joined!r}]. " + hint
-    else:
+    unmatched = [entry for entry in entries if not any(place.matches(entry) for place in everything)]
+    for entry in unmatched:
+        if isinstance(entry, str):
+            raise ValueError(
+                f"{argument}: the name {entry!r} matches no parameter of the model. "
+                f"{_split_hint(entries)}{_closest_names(entry, everything)}"
+            )
+    names = [entry.__qualname__ for entry in unmatched if isinstance(entry, type)]
+    if names and argument == "include" and len(unmatched) == len(entries):
+        which = f"the class {names[0]} matches" if len(names) == 1 else f"the classes {', '.join(names)} match"
         owners = sorted({type(place.owner).__name__ for place in everything})
-        what, hint = f"the class {entry.__qualname__}", f"Parameters stand in modules of: {', '.join(owners)}."
-    raise ValueError(f"{argument}: {what} matches no parameter of the model. {hint}")
+        there_are = (
+            f"Parameters stand in modules of: {', '.join(owners)}." if owners else "The model has no parameters."
+        )
+        raise ValueError(f"include: {which} no parameter of the model. {there_are}")
+    return names
+
+
+def _split_hint(entries: Sequence[Filter]) -> str:
+    if len(entries) > 1 and all(isinstance(e, str) and len(e) == 1 for e in entries):
+        joined = "".join(str(e) for e in entries)
+        return f"Was the string {joined!r} split into characters? Pass [{joined!r}]. "
+    return ""
 
 
 def _closest_names(entry: str, everything: Sequence[Place]) -> str:

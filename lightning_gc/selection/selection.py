@@ -15,7 +15,7 @@ from lightning_gc.equation.dims import fan_in_of, resolve_dims
 from lightning_gc.selection.filters import (
     FanInDims,
     FilterArgument,
-    check_entry_matches,
+    check_matches,
     parse_fan_in_dims,
     parse_filters,
 )
@@ -67,10 +67,14 @@ class Selection(Sequence[Entry]):
     """The parameters of a module, each with its fan-in dims or the reason why it is left alone.
 
     ``str(selection)`` is a table of them, ``selection.summary()`` one line.
+
+    Attributes:
+        unmatched: The names of the classes in `include` and in `exclude` in which no parameter stands.
     """
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[Entry], unmatched: Mapping[str, Sequence[str]] = {}) -> None:
         self._entries = tuple(entries)
+        self.unmatched = unmatched
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -101,6 +105,9 @@ class Selection(Sequence[Entry]):
         )
         if self.assumed:
             line += f"; fan-in dims are assumed, please check: {', '.join(e.name for e in self.assumed)}"
+        for argument, names in self.unmatched.items():
+            if names:
+                line += f"; no parameter stands in: {', '.join(names)} ({argument})"
         return line
 
     def __str__(self) -> str:
@@ -124,7 +131,7 @@ def select(
         include: Module classes and/or name globs; empty: everything eligible. A class takes every
             parameter in a module of that class, at any depth. A glob (`fnmatch`, case-sensitive) takes a
             parameter when it matches its qualified name or that of any module around it.
-        exclude: The same; `exclude` wins.
+        exclude: The same; `exclude` wins. A class that the model does not have is named in the summary.
         fan_in_dims: ``{name glob: dims}``: the fan-in dims of parameters whose layout is not known or
             differs. Overrides everything; of several globs that match, the first decides.
 
@@ -133,7 +140,8 @@ def select(
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An entry matches nothing (the closest names are given), or dims are out of range.
+        ValueError: A glob matches nothing (the closest names are given), or no class in `include` does; or
+            dims are out of range.
 
     Example:
         >>> from torch import nn
@@ -179,9 +187,8 @@ def build_selection(
     standing = places(module, parameters_in)
     everything = [place for found in standing.values() for place in found]
     globs = tuple(glob for glob, _ in fan_in_dims)
-    for argument, filters in (("include", include), ("exclude", exclude), ("fan_in_dims", globs)):
-        for entry in filters:
-            check_entry_matches(entry, argument, everything, filters)
+    check_matches(globs, "fan_in_dims", everything)
+    unmatched = {name: check_matches(f, name, everything) for name, f in (("include", include), ("exclude", exclude))}
     entries = []
     for parameter, found in standing.items():
         if isinstance(parameter, UninitializedParameter):
@@ -190,7 +197,7 @@ def build_selection(
         shape = shape_of(parameter)
         judged = _judge(parameter, shape, found, fan_in_dims, shapes_in)
         entries.append(_entry(found[0].name, parameter, shape, judged, _filtered_out(found, include, exclude)))
-    return Selection(entries)
+    return Selection(entries, unmatched)
 
 
 def foreign_entry(name: str, parameter: nn.Parameter) -> Entry:

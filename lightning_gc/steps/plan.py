@@ -127,7 +127,7 @@ def match_to_optimizers(
                 if entry.layout is not None and not takes_foreign:
                     entry = replace(entry, layout=None, reason="not included")
                 entries.append(entry)
-    return Selection(entries)
+    return Selection(entries, selection.unmatched)
 
 
 def optimizer_names(optimizers: Sequence[Optimizer]) -> Mapping[Optimizer, str]:

@@ -122,12 +122,32 @@ class TestWhatMatchesNothing:
         with pytest.raises(ValueError, match=r"the name 'Head'.*'head'"):
             select(model(), exclude="Head")
 
-    def test_a_class(self):
+    @pytest.mark.parametrize("include", [nn.Conv2d, [nn.Conv2d, nn.LSTM]])
+    def test_included_classes_alone(self, include):
         with pytest.raises(
             ValueError,
-            match=r"exclude: the class Conv2d matches.*Parameters stand in modules of: Embedding, LayerNorm, ",
+            match=r"include: .*Conv2d.* no parameter.*Parameters stand in modules of: Embedding, LayerNorm, ",
         ):
-            select(model(), exclude=nn.Conv2d)
+            select(model(), include=include)
+
+    def test_included_classes_beside_one_that_matches(self):
+        found = select(model(), include=[nn.Conv1d, nn.Embedding, nn.Conv2d])
+        assert [e.name for e in found.centralized] == ["embedding.weight"]
+        assert found.summary().endswith("; no parameter stands in: Conv1d, Conv2d (include)")
+
+    def test_an_included_class_beside_a_name_that_matches(self):
+        assert [e.name for e in select(model(), include=[nn.LSTM, "head"]).centralized] == ["head.weight"]
+
+    def test_an_excluded_class_is_named_and_no_more(self):
+        """A class was imported, so it is no typo: one config serves models with and without it."""
+        found = select(model(), exclude=[nn.Conv2d, nn.Embedding])
+        assert "embedding.weight" not in [e.name for e in found.centralized]
+        assert found.summary().endswith("; no parameter stands in: Conv2d (exclude)")
+        assert "stands in" not in select(model(), exclude=nn.Embedding).summary()
+
+    def test_a_name_beside_a_class_is_still_an_error(self):
+        with pytest.raises(ValueError, match=r"include: the name 'haed' matches no parameter"):
+            select(model(), include=[nn.Embedding, "haed"])
 
     def test_a_model_without_parameters(self):
         with pytest.raises(ValueError, match=r"The model has no parameters"):
