@@ -166,9 +166,8 @@ def _is_listed(callback: Callback, trainer: Trainer) -> bool:
 
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise MisconfigurationException(
-            f"GradientCentralization({name}={value!r}): allowed are {', '.join(map(repr, allowed))}."
-        )
+        listed = ", ".join("'off' (or False)" if choice == "off" else repr(choice) for choice in allowed)
+        raise MisconfigurationException(f"GradientCentralization({name}={value!r}): allowed are {listed}.")
 
 
 def _own(value: Any) -> Any:

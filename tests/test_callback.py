@@ -35,9 +35,9 @@ BAD_ARGUMENTS = [
     ({"target": "gradients"}, ["target='gradients'", "'gradient', 'clipped_gradient', 'update'"]),
     ({"target": None}, ["target=None", "'gradient', 'clipped_gradient', 'update'"]),
     ({"target": ["gradient"]}, ["target=['gradient']", "'gradient', 'clipped_gradient', 'update'"]),
-    ({"log_means": 0}, ["log_means=0", "'off', 'total', 'per_parameter'"]),
-    ({"log_means": True}, ["log_means=True", "'off', 'total', 'per_parameter'"]),
-    ({"log_means": "all"}, ["log_means='all'", "'off', 'total', 'per_parameter'"]),
+    ({"log_means": 0}, ["log_means=0", "'off' (or False), 'total', 'per_parameter'"]),
+    ({"log_means": True}, ["log_means=True", "'off' (or False), 'total', 'per_parameter'"]),
+    ({"log_means": "all"}, ["log_means='all'", "'off' (or False), 'total', 'per_parameter'"]),
     ({"log_prefix": ""}, ["log_prefix=''", "non-empty string"]),
     ({"log_prefix": 1}, ["log_prefix=1", "non-empty string"]),
     ({"fan_in_dims": 1}, ["fan_in_dims=1", "must map name globs to dims"]),
@@ -63,7 +63,7 @@ BAD_FOR_THE_MODEL = [
     ({"fan_in_dims": {"nte.*": 1}}, ["fan_in_dims: the name 'nte.*' matches no parameter", "'net.0'"]),
     ({"fan_in_dims": {"net.6.weight": 2}}, ["fan_in_dims['net.6.weight']", "(3, 24)", "allowed are -2 to 1"]),
     ({"fan_in_dims": {"net.0.weight": [1, -3]}}, ["fan_in_dims['net.0.weight']", "twice"]),
-    ({"fan_in_dims": {"net.6": 1}}, ["fan_in_dims['net.6'] for 'net.6.bias'", "(3,)", "narrow the glob"]),
+    ({"fan_in_dims": {"net.6.*": 1}}, ["fan_in_dims['net.6.*'] for 'net.6.bias'", "(3,)", "narrow the glob"]),
 ]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
-from lightning_gc.selection.places import Filter, Place, class_of
+from lightning_gc.selection.closest import closest_names
+from lightning_gc.selection.places import Filter, Place
 
 FilterArgument = Filter | Sequence[Filter]
 FanInDims = tuple[tuple[str, int | tuple[int, ...]], ...]
@@ -76,7 +76,7 @@ def check_matches(entries: Sequence[Filter], argument: str, everything: Sequence
         if isinstance(entry, str):
             raise ValueError(
                 f"{argument}: the name {entry!r} matches no parameter of the model. "
-                f"{_split_hint(entries)}{_closest_names(entry, everything)}"
+                f"{_split_hint(entries)}{closest_names(entry, everything)}"
             )
     names = [entry.__qualname__ for entry in unmatched if isinstance(entry, type)]
     if names and argument == "include" and len(unmatched) == len(entries):
@@ -94,15 +94,3 @@ def _split_hint(entries: Sequence[Filter]) -> str:
         joined = "".join(str(e) for e in entries)
         return f"Was the string {joined!r} split into characters? Pass [{joined!r}]. "
     return ""
-
-
-def _closest_names(entry: str, everything: Sequence[Place]) -> str:
-    names = list(dict.fromkeys(name for place in everything for name in place.names()))
-    last = entry.rsplit(".", 1)[-1]
-    classes = {class_of(module).__name__ for place in everything for _, module in place.around}
-    is_class = entry.startswith("torch.nn.") or last in classes
-    close = get_close_matches(last if is_class else entry, names, n=5, cutoff=0.3) or names[:5]
-    hint = f"The closest names are: {', '.join(map(repr, close))}." if close else "The model has no parameters."
-    if is_class:
-        hint = f"To filter by class, pass the class {entry} itself, not a string. {hint}"
-    return hint

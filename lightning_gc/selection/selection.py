@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_gc.equation.dims import fan_in_of, resolve_dims
+from lightning_gc.equation.dims import fan_in_of
 from lightning_gc.selection.filters import (
     FanInDims,
     FilterArgument,
@@ -19,6 +19,7 @@ from lightning_gc.selection.filters import (
     parse_fan_in_dims,
     parse_filters,
 )
+from lightning_gc.selection.given import GivenDims
 from lightning_gc.selection.layouts import Layout, LeftAlone, eligible, find_layout, is_magnitude
 from lightning_gc.selection.places import Filter, ParametersIn, Place, own_parameters, places
 from lightning_gc.selection.table import format_table
@@ -189,14 +190,15 @@ def build_selection(
     globs = tuple(glob for glob, _ in fan_in_dims)
     check_matches(globs, "fan_in_dims", everything)
     unmatched = {name: check_matches(f, name, everything) for name, f in (("include", include), ("exclude", exclude))}
-    entries = []
+    entries, given = [], GivenDims(fan_in_dims)
     for parameter, found in standing.items():
         if isinstance(parameter, UninitializedParameter):
             entries.append(Entry(found[0].name, parameter, torch.Size(), reason="lazy: not initialised yet"))
             continue
         shape = shape_of(parameter)
-        judged = _judge(parameter, shape, found, fan_in_dims, shapes_in)
+        judged = _judge(parameter, shape, found, given, shapes_in)
         entries.append(_entry(found[0].name, parameter, shape, judged, _filtered_out(found, include, exclude)))
+    given.check_all_were_of_use()
     return Selection(entries, unmatched)
 
 
@@ -209,22 +211,15 @@ def foreign_entry(name: str, parameter: nn.Parameter) -> Entry:
 
 
 def _judge(
-    parameter: nn.Parameter, shape: torch.Size, found: Sequence[Place], fan_in_dims: FanInDims, shapes_in: ShapesIn
+    parameter: nn.Parameter, shape: torch.Size, found: Sequence[Place], given: GivenDims, shapes_in: ShapesIn
 ) -> Layout | LeftAlone:
     if not (parameter.is_floating_point() or parameter.is_complex()):
         return LeftAlone(f"{parameter.dtype} is not floating point or complex")
-    for glob, dims in fan_in_dims:
-        if any(place.matches_glob(glob) for place in found):
-            try:
-                layout = Layout(resolve_dims(shape, dims), source="fan_in_dims")
-            except ValueError as error:
-                raise ValueError(
-                    f"fan_in_dims[{glob!r}] for {found[0].name!r}: {error} Correct the dims, or narrow the glob."
-                ) from None
-            return eligible(layout, shape)
     judged = [_judge_place(shape, place, shapes_in) for place in found]
     # A tied parameter is what the best-known of its layers says it is.
-    return min(judged, key=lambda j: j.assumed if isinstance(j, LeftAlone) else j.source == "assumed")
+    known = min(judged, key=lambda j: j.assumed if isinstance(j, LeftAlone) else j.source == "assumed")
+    layout = given.layout(shape, found, never=isinstance(known, LeftAlone) and not known.assumed)
+    return known if layout is None else eligible(layout, shape)
 
 
 def _judge_place(shape: torch.Size, place: Place, shapes_in: ShapesIn) -> Layout | LeftAlone:

@@ -177,3 +177,41 @@ class TestWhatMatchesNothing:
 
         with pytest.raises(ValueError, match=r"pass the class my.package.Mine itself"):
             select(nn.Sequential(Mine(2, 2)), exclude="my.package.Mine")
+
+    @pytest.mark.parametrize(
+        ("path", "closest"),
+        [
+            ("torch.nn.Conv2D", "torch.nn.Conv2d"),
+            ("torch.nn.Embeding", "torch.nn.Embedding"),
+            ("torch.nn.modules.rnn.Lstm", "torch.nn.modules.rnn.LSTM"),
+            ("tests.models.Classifer", "tests.models.Classifier"),
+        ],
+    )
+    def test_the_path_of_a_class_that_cannot_be_imported(self, path, closest):
+        """From YAML a class that can be imported arrives as a class: "pass the class itself" would be no help."""
+        import tests.models  # noqa: F401
+
+        with pytest.raises(
+            ValueError, match=f"{path} cannot be imported. The closest class there is {closest}."
+        ) as error:
+            select(model(), exclude=path)
+        assert "itself" not in str(error.value)
+
+    def test_the_path_of_a_class_without_any_close_one(self):
+        with pytest.raises(ValueError, match=r"torch\.nn\.Zzzzzzz cannot be imported\. The closest names are"):
+            select(model(), exclude="torch.nn.Zzzzzzz")
+
+    @pytest.mark.parametrize(
+        ("glob", "closest"),
+        [
+            ("encodr.*", "encoder.*"),
+            ("*.attnn", "*.attn"),
+            ("encoder.*.atn.in_proj_weigt", "encoder.*.attn.in_proj_weight"),
+            ("encoder.[01].nrom", "encoder.[01].norm"),
+        ],
+    )
+    def test_the_closest_glob_comes_first(self, glob, closest):
+        with pytest.raises(ValueError, match=r"closest names are") as error:
+            select(model(), exclude=glob)
+        assert f"The closest names are: {closest!r}" in str(error.value)
+        assert select(model(), exclude=closest)

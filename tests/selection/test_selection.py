@@ -162,11 +162,37 @@ class TestFanInDims:
         ):
             select(nn.Sequential(nn.Linear(3, 2)), fan_in_dims={"*.weight": 2})
 
-    def test_a_glob_that_also_takes_a_bias(self):
+    def test_a_glob_that_takes_a_module_skips_what_is_never_eligible(self):
+        module = nn.ModuleDict({"head": nn.Sequential(nn.Linear(3, 2), nn.LayerNorm((3, 4))), "body": nn.Linear(3, 2)})
+        selection = select(module, fan_in_dims={"head": 0})
+        assert {e.name: e.layout.source for e in selection.centralized} == {
+            "head.0.weight": "fan_in_dims",
+            "body.weight": "Linear",
+        }
+        assert reasons(selection)["head.0.bias"] == "fewer than 2 dims"
+        assert reasons(selection)["head.1.weight"] == "normalisation layer"
+
+    def test_a_glob_that_takes_nothing_but_what_is_never_eligible(self):
+        with pytest.raises(ValueError, match=r"fan_in_dims\['1'\] takes only .*never centralized .*'1\.weight'"):
+            select(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm((3, 4))), fan_in_dims={"1": 0})
+
+    def test_a_glob_that_takes_a_module_with_dims_that_do_not_fit(self):
+        with pytest.raises(ValueError, match=r"fan_in_dims\['0'\] for '0\.weight': dims=2 are out of range"):
+            select(nn.Sequential(nn.Linear(3, 2)), fan_in_dims={"0": 2})
+
+    def test_a_glob_that_takes_a_bias_by_its_name(self):
         with pytest.raises(
-            ValueError, match=r"fan_in_dims\['0'\] for '0\.bias': dims=1 are out of range.*narrow the glob"
+            ValueError, match=r"fan_in_dims\['0\.\*'\] for '0\.bias': dims=1 are out of range.*narrow the glob"
         ):
-            select(nn.Sequential(nn.Linear(3, 2)), fan_in_dims={"0": 1})
+            select(nn.Sequential(nn.Linear(3, 2)), fan_in_dims={"0.*": 1})
+
+    def test_what_is_left_alone_by_an_assumption_is_not_skipped(self):
+        class Latents(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.own = nn.Parameter(torch.zeros(1, 4))
+
+        assert taken(select(nn.ModuleList([Latents()]), fan_in_dims={"0": 1})) == ["0.own"]
 
     def test_repeated(self):
         with pytest.raises(ValueError, match=r"for 'weight'.*twice"):
