@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from lightning_gc.equation.dims import fan_in_of
+from lightning_gc.selection.entry import Entry
 from lightning_gc.selection.filters import (
     FanInDims,
     FilterArgument,
@@ -22,7 +21,7 @@ from lightning_gc.selection.filters import (
 from lightning_gc.selection.given import GivenDims
 from lightning_gc.selection.layouts import Layout, LeftAlone, eligible, find_layout, is_magnitude
 from lightning_gc.selection.places import Filter, ParametersIn, Place, own_parameters, places
-from lightning_gc.selection.table import format_table
+from lightning_gc.selection.show import html_table, text_table
 
 ShapeOf = Callable[[nn.Parameter], torch.Size]
 ShapesIn = Callable[[nn.Module], list[torch.Size]]
@@ -30,44 +29,11 @@ ShapesIn = Callable[[nn.Module], list[torch.Size]]
 FROZEN = "frozen: it requires no gradient"
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
-    """One parameter in a :class:`Selection`.
-
-    Attributes:
-        name: Its first qualified name, without the parts that wrappers put in.
-        parameter: The parameter itself.
-        shape: The shape of the whole parameter, also where a strategy holds only a shard of it.
-        layout: Its fan-in dims, or None if it is left alone.
-        reason: Why it is left alone or, for a frozen parameter, not centralized at present.
-    """
-
-    name: str
-    parameter: nn.Parameter
-    shape: torch.Size
-    layout: Layout | None = None
-    reason: str = ""
-
-    @property
-    def centralized(self) -> bool:
-        """Whether the parameter is centralized, as things stand."""
-        return self.layout is not None and not self.reason
-
-    @property
-    def fan_in(self) -> int:
-        """The number of elements of one weight vector; 0 if it is left alone."""
-        return fan_in_of(self.shape, self.layout.dims, self.layout.groups) if self.layout else 0
-
-    @property
-    def weight_vectors(self) -> int:
-        """The number of weight vectors; 0 if it is left alone."""
-        return self.shape.numel() // self.fan_in if self.layout else 0
-
-
 class Selection(Sequence[Entry]):
     """The parameters of a module, each with its fan-in dims or the reason why it is left alone.
 
-    ``str(selection)`` is a table of them, ``selection.summary()`` one line.
+    ``str(selection)`` is a table of them, ``selection.table(full=True)`` one with a row for each, and
+    ``selection.summary()`` one line.
 
     Attributes:
         unmatched: The names of the classes in `include` and in `exclude` in which no parameter stands.
@@ -111,9 +77,21 @@ class Selection(Sequence[Entry]):
                 line += f"; no parameter stands in: {', '.join(names)} ({argument})"
         return line
 
+    def table(self, full: bool = False) -> str:
+        """A table of what is centralized, and a line for each reason why the others are left alone.
+
+        Args:
+            full: A row for each parameter, where otherwise those that differ in a number of their names
+                alone share one: ``layers.{0..23}.weight`` is ``layers.0.weight`` to ``layers.23.weight``.
+        """
+        return f"{text_table(self, full)}\n{self.summary()}"
+
     def __str__(self) -> str:
-        header = ("parameter", "shape", "fan-in dims", "weight vectors", "fan-in", "centralized")
-        return format_table(header, [_row(entry) for entry in self], right={3, 4}) + f"\n{self.summary()}"
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return html_table(self, self.summary())
 
     def __repr__(self) -> str:
         return f"Selection({len(self.centralized)} of {len(self)} parameters centralized)"
@@ -149,13 +127,12 @@ def select(
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
         >>> print(select(model, exclude="3"))
         parameter  shape         fan-in dims  weight vectors  fan-in  centralized
-        ---------  ------------  -----------  --------------  ------  -----------------------
+        ---------  ------------  -----------  --------------  ------  ------------
         0.weight   (8, 3, 3, 3)  (1, 2, 3)                 8      27  yes (Conv2d)
-        0.bias     (8,)                                               no: fewer than 2 dims
-        1.weight   (8,)                                               no: normalisation layer
-        1.bias     (8,)                                               no: normalisation layer
-        3.weight   (10, 8)                                            no: excluded by '3'
-        3.bias     (10,)                                              no: fewer than 2 dims
+        left alone
+          2  fewer than 2 dims: 0.bias, 3.bias
+          2  normalisation layer: 1.weight, 1.bias
+          1  excluded by '3': 3.weight
         1 of 6 parameters are centralized: 8 weight vectors, 216 of 330 elements (65.5%)
     """
     if not isinstance(module, nn.Module):
@@ -245,12 +222,3 @@ def _entry(name: str, parameter: nn.Parameter, shape: torch.Size, judged: Layout
     if why_not:
         return Entry(name, parameter, shape, layout=None, reason=why_not)
     return Entry(name, parameter, shape, judged, "" if parameter.requires_grad else FROZEN)
-
-
-def _row(entry: Entry) -> tuple[str, ...]:
-    layout = entry.layout
-    if layout is None:
-        return (entry.name, str(tuple(entry.shape)), "", "", "", f"no: {entry.reason}")
-    dims = str(layout.dims) + (f" in {layout.groups} groups" if layout.groups > 1 else "")
-    verdict = f"no: {entry.reason}" if entry.reason else f"yes ({layout.source})"
-    return (entry.name, str(tuple(entry.shape)), dims, f"{entry.weight_vectors:,}", f"{entry.fan_in:,}", verdict)

@@ -77,7 +77,7 @@ class TestLanguageModel:
 
     def test_without_the_embedding(self, capsys):
         load("language_model").main(["--exclude-embedding", "--batches", "1", "--vocabulary", "100"])
-        assert "no: excluded by 'embedding'" in capsys.readouterr().out
+        assert "excluded by 'embedding': " in capsys.readouterr().out
 
 
 class TestCli:

@@ -29,7 +29,7 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     printed = capsys.readouterr().out
     assert re.search(r"^head\.weight +\(10, 512\) +\(1,\) +10 +512 +yes \(Linear\)$", printed, re.M)
-    assert "no: normalisation layer" in printed
+    assert "normalisation layer: features.1.weight, " in printed
     rows = re.findall(r"^ +(\d+)  +(\d\.\d\de-\d\d)  +(\d\.\d\de-\d\d) +([\d.]+)%$", printed, re.M)
     assert len(rows) == 5
     assert all(float(post) < 1e-5 * float(pre) and 0 < float(removed) < 100 for _, pre, post, removed in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -316,7 +317,8 @@ class TestSelection:
                 "frozen": nn.Linear(4, 5, bias=False).requires_grad_(False),
             }
         )
-        assert str(select(module, exclude="head")).splitlines() == [
+        selection = select(module, exclude="head")
+        assert selection.table(full=True).splitlines() == [
             "parameter      shape            fan-in dims            weight vectors  fan-in  centralized",
             "-------------  ---------------  ---------------------  --------------  ------  -----------------------------------------------",
             "conv.weight    (1000, 3, 3, 3)  (1, 2, 3)                       1,000      27  yes (Conv2d)",
@@ -332,6 +334,46 @@ class TestSelection:
             "3 of 10 parameters are centralized: 1,007 weight vectors, 35,006 of 35,065 elements (99.8%); "
             "fan-in dims are assumed, please check: own.0",
         ]
+        assert str(selection) == selection.table()
+
+    def test_the_table_of_a_deep_model_is_folded(self):
+        module = nn.ModuleDict(
+            {
+                "embedding": nn.Embedding(100, 8),
+                "layers": nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(24)),
+                "head": nn.Linear(8, 5),
+            }
+        )
+        assert str(select(module, exclude="head")).splitlines() == [
+            "parameter                                 shape     fan-in dims  weight vectors  fan-in  centralized",
+            "----------------------------------------  --------  -----------  --------------  ------  -------------------------------------",
+            "embedding.weight                          (100, 8)  (1,)                    100       8  yes (Embedding)",
+            "layers.{0..23}.self_attn.in_proj_weight   (24, 8)   (1,)                    576       8  yes (MultiheadAttention)",
+            "layers.{0..23}.self_attn.out_proj.weight  (8, 8)    (1,)                    192       8  yes (NonDynamicallyQuantizableLinear)",
+            "layers.{0..23}.linear1.weight             (16, 8)   (1,)                    384       8  yes (Linear)",
+            "layers.{0..23}.linear2.weight             (8, 16)   (1,)                    192      16  yes (Linear)",
+            "left alone",
+            "  97  fewer than 2 dims: layers.{0..23}.self_attn.in_proj_bias, layers.{0..23}.self_attn.out_proj.bias, ...",
+            "  96  normalisation layer: layers.{0..23}.norm1.weight, layers.{0..23}.norm1.bias, ...",
+            "   1  excluded by 'head': head.weight",
+            "selection.table(full=True) has a row for each parameter.",
+            "97 of 291 parameters are centralized: 1,444 weight vectors, 13,088 of 15,245 elements (85.9%)",
+        ]
+
+    def test_a_notebook_shows_html(self):
+        shown = select(nn.Sequential(*(nn.Linear(3, 2) for _ in range(3)), nn.LayerNorm(2)))._repr_html_()
+        tree = ElementTree.fromstring(f"<div>{shown}</div>")  # it is well formed
+        folded, left_alone, full = (
+            [["".join(c.itertext()) for c in row] for row in t.iter("tr")] for t in tree.iter("table")
+        )
+        assert folded[1:] == [["{0..2}.weight", "(2, 3)", "(1,)", "6", "3", "yes (Linear)"]]
+        assert left_alone[1:] == [
+            ["3", "fewer than 2 dims", "{0..2}.bias"],
+            ["2", "normalisation layer", "3.weight, 3.bias"],
+        ]
+        assert len(full) == 1 + 8
+        assert tree.find("p").text.startswith("3 of 8 parameters are centralized")
+        assert tree.find("details/table") is not None
 
     def test_not_a_module(self):
         with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got list"):
