@@ -100,6 +100,7 @@ class GradientCentralization(Callback):
             "log_prefix": log_prefix,
         }
         self._fit: Fit | None = None
+        self._kept: Selection | None = None
 
     def __repr__(self) -> str:
         defaults = {name: p.default for name, p in signature(GradientCentralization).parameters.items()}
@@ -111,12 +112,15 @@ class GradientCentralization(Callback):
         """The arguments alone: a copy or pickle of the callback takes neither model nor optimizers along."""
         # Lightning gives every callback the model's bound methods `log` and `log_dict`.
         kept = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**kept, "_fit": None}
+        return {**kept, "_fit": None, "_kept": None}
 
     @property
     def selection(self) -> Selection | None:
-        """Which parameters are centralized, over which dims, and why the others are not; None outside of fit."""
-        return self._fit.selection if self._fit else None
+        """Which parameters are centralized, over which dims, and why the others are not; None before the first fit.
+
+        After a fit it is kept to be read, without the parameters themselves: it keeps no model alive.
+        """
+        return self._fit.selection if self._fit else self._kept
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before anything is trained, a strategy whose gradients cannot be seen."""
@@ -126,6 +130,7 @@ class GradientCentralization(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Select the parameters, print one line about it, and put the target's hooks in place."""
         self._end()
+        self._kept = None
         is_listed = partial(_is_listed, self, trainer)
         # A callback that another one delegates to never stands in the list, and is always active.
         self._fit = Fit(self._settings, trainer, pl_module, is_listed if is_listed() else lambda: True)
@@ -157,6 +162,7 @@ class GradientCentralization(Callback):
     def _end(self) -> None:
         if self._fit:
             self._fit.close()
+            self._kept = self._fit.selection.without_parameters()
         self._fit = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import pickle
 import weakref
@@ -211,7 +212,8 @@ def test_hooks_are_gone_after_fit_and_after_an_exception(target, steps):
     assert hooked[0] >= 1
     assert not module.used._optimizer_step_pre_hooks
     assert not module.used._optimizer_step_post_hooks
-    assert callback.selection is None
+    assert len(callback.selection) == 8
+    assert all(entry.parameter is None for entry in callback.selection)
 
 
 def test_hooks_are_gone_when_one_optimizer_cannot_be_hooked():
@@ -246,7 +248,7 @@ def test_hooks_are_gone_when_one_optimizer_cannot_be_hooked():
     assert not module.used._optimizer_step_post_hooks
 
 
-def test_selection_is_there_during_fit_and_none_before_and_after():
+def test_selection_is_there_during_fit_and_after_it():
     seen = []
 
     class Look(Callback):
@@ -256,8 +258,16 @@ def test_selection_is_there_during_fit_and_none_before_and_after():
     callback = GradientCentralization(exclude="net.6")
     assert callback.selection is None
     fit(Classifier(), callback, Look(), max_steps=1)
-    assert callback.selection is None
     (selection,) = seen
+    assert all(isinstance(entry.parameter, nn.Parameter) for entry in selection)
+    # After fit, where a notebook asks for it: the same, without what keeps the model alive.
+    kept = callback.selection
+    assert str(kept) == str(selection)
+    assert [(e.name, e.shape, e.layout, e.reason) for e in kept] == [
+        (e.name, e.shape, e.layout, e.reason) for e in selection
+    ]
+    assert all(entry.parameter is None for entry in kept)
+    assert repr(kept[0]) == repr(selection[0])[:-1] + ", parameter=None)"
     assert isinstance(selection, lightning_gc.Selection)
     assert [entry.name for entry in selection.centralized] == ["net.0.weight", "net.3.weight"]
     assert {e.name: e.reason for e in selection}["net.6.weight"] == "excluded by 'net.6'"
@@ -286,15 +296,20 @@ def test_the_model_can_be_freed_after_fit():
     module, callback = Classifier(), GradientCentralization()
     trainer = fit(module, callback, max_steps=1)
     weight = weakref.ref(module.net[0].weight)
-    held = [r for r in (callback._fit, callback.selection) if r is not None]
-    assert held == []
-    del trainer
-    callback = copy.copy(callback)
-    del module
-    import gc
-
+    assert callback._fit is None
+    del trainer, module
+    vars(callback).pop("log"), vars(callback).pop("log_dict")  # methods of the model, which Lightning leaves
     gc.collect()
     assert weight() is None
+    assert len(callback.selection.centralized) == 3
+
+
+def test_a_fit_that_is_refused_leaves_no_selection_of_the_one_before():
+    callback = GradientCentralization(fan_in_dims={"net.0.weight": (1, 2, 3)})
+    fit(Classifier(), callback, max_steps=1)
+    with pytest.raises(MisconfigurationException):
+        fit(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))), callback)
+    assert callback.selection is None
 
 
 def test_one_line_is_printed_when_fit_starts(caplog):

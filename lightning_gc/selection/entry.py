@@ -17,13 +17,14 @@ class Entry:
 
     Attributes:
         name: Its first qualified name, without the parts that wrappers put in.
-        parameter: The parameter itself.
+        parameter: The parameter itself; None in what `callback.selection` is after fit, which keeps no model alive.
         shape: The shape of the whole parameter, also where a strategy holds only a shard of it.
         layout: Its fan-in dims, or None if it is left alone.
         reason: Why it is left alone or, for a frozen parameter, not centralized at present.
     """
 
     name: str
+    # Not typed as None too: nobody holds such an entry but who asks for it after fit, and all others would have to check.
     parameter: nn.Parameter
     shape: torch.Size
     layout: Layout | None = None
@@ -35,6 +36,7 @@ class Entry:
             parts += [f"dims={self.layout.dims}", f"groups={self.layout.groups}"][: 1 + (self.layout.groups > 1)]
             parts += [f"source={self.layout.source!r}"]
         parts += [f"reason={self.reason!r}"] if self.reason else []
+        parts += ["parameter=None"] if self.parameter is None else []
         return f"Entry({', '.join(parts)})"
 
     @property

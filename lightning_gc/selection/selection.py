@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,6 +62,10 @@ class Selection(Sequence[Entry]):
     def assumed(self) -> list[Entry]:
         """The centralized entries to check, because their fan-in dims are assumed rather than known."""
         return [e for e in self.centralized if e.layout is not None and e.layout.source == "assumed"]
+
+    def without_parameters(self) -> Selection:
+        """The same to read, without the parameters, so that it keeps no model alive."""
+        return Selection([replace(entry, parameter=None) for entry in self], self.unmatched)  # type: ignore[arg-type]
 
     def summary(self) -> str:
         """One line: how much is centralized, and which fan-in dims are assumed."""
