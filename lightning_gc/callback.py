@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from inspect import signature
+from itertools import takewhile
 from typing import Any, Literal, Union, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -135,11 +136,19 @@ class GradientCentralization(Callback):
         # A callback that another one delegates to never stands in the list, and is always active.
         self._fit = Fit(self._settings, trainer, pl_module, is_listed if is_listed() else lambda: True)
         self._fit.announce(repr(self))
+        for other in _listed_before(self, trainer):
+            if isinstance(other, GradientCentralization) and self._logs_as(other):
+                self._fit.remark_on_shared_prefix(repr(self), repr(other))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the hooks on optimizers that were replaced between epochs."""
         if self._fit:
             self._fit.hook_optimizers()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Bring the selection up to date with what was unfrozen between epochs, by any callback or the module."""
+        if self._fit and batch_idx == 0:
+            self._fit.look_again()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there should be gradients now: a `training_step` that returns None leaves none."""
@@ -151,6 +160,11 @@ class GradientCentralization(Callback):
         if self._fit:
             self._fit.before_step(optimizer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the selection up to date a last time: it is kept."""
+        if self._fit:
+            self._fit.look_again()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off the optimizers and let go of the model."""
         self._end()
@@ -158,6 +172,10 @@ class GradientCentralization(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Do the same after an exception, when Lightning does not call `teardown`."""
         self._end()
+
+    def _logs_as(self, other: GradientCentralization) -> bool:
+        ours, theirs = self._settings, other._settings
+        return ours.log_prefix == theirs.log_prefix and "off" not in (ours.log_means, theirs.log_means)
 
     def _end(self) -> None:
         if self._fit:
@@ -168,6 +186,10 @@ class GradientCentralization(Callback):
 
 def _is_listed(callback: Callback, trainer: Trainer) -> bool:
     return any(other is callback for other in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _listed_before(callback: Callback, trainer: Trainer) -> Iterable[Callback]:
+    return takewhile(lambda other: other is not callback, trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:

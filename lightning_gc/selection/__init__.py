@@ -2,6 +2,6 @@
 
 from lightning_gc.selection.entry import Entry
 from lightning_gc.selection.layouts import Layout
-from lightning_gc.selection.selection import Selection, build_selection, foreign_entry, select
+from lightning_gc.selection.selection import FROZEN, Selection, build_selection, foreign_entry, select
 
-__all__ = ["Entry", "Layout", "Selection", "build_selection", "foreign_entry", "select"]
+__all__ = ["FROZEN", "Entry", "Layout", "Selection", "build_selection", "foreign_entry", "select"]

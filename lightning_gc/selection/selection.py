@@ -28,6 +28,7 @@ ShapeOf = Callable[[nn.Parameter], torch.Size]
 ShapesIn = Callable[[nn.Module], list[torch.Size]]
 
 FROZEN = "frozen: it requires no gradient"
+LAZY = "lazy: not initialised yet"
 
 
 class Selection(Sequence[Entry]):
@@ -68,12 +69,15 @@ class Selection(Sequence[Entry]):
         return Selection([replace(entry, parameter=None) for entry in self], self.unmatched)  # type: ignore[arg-type]
 
     def summary(self) -> str:
-        """One line: how much is centralized, and which fan-in dims are assumed."""
+        """One line: how much is centralized, now and later, and which fan-in dims are assumed."""
         taken = self.centralized
+        frozen, lazy = (sum(entry.reason == reason for entry in self) for reason in (FROZEN, LAZY))
+        later = f", {frozen} more once they are unfrozen" if frozen else ""
+        later += f", up to {lazy} more once their shapes are known" if lazy else ""
         elements, total = sum(e.shape.numel() for e in taken), sum(e.shape.numel() for e in self)
         line = (
-            f"{len(taken)} of {len(self)} parameters are centralized: {sum(e.weight_vectors for e in taken):,} weight "
-            f"vectors, {elements:,} of {total:,} elements ({elements / max(1, total):.1%})"
+            f"{len(taken)} of {len(self)} parameters are centralized{' now' if later else ''}{later}: "
+            f"{sum(e.weight_vectors for e in taken):,} weight vectors, {elements:,} of {total:,} elements ({elements / max(1, total):.1%})"
         )
         if self.assumed:
             line += f"; fan-in dims are assumed, please check: {', '.join(e.name for e in self.assumed)}"
@@ -175,7 +179,7 @@ def build_selection(
     entries, given = [], GivenDims(fan_in_dims)
     for parameter, found in standing.items():
         if isinstance(parameter, UninitializedParameter):
-            entries.append(Entry(found[0].name, parameter, torch.Size(), reason="lazy: not initialised yet"))
+            entries.append(Entry(found[0].name, parameter, torch.Size(), reason=LAZY))
             continue
         shape = shape_of(parameter)
         judged = _judge(parameter, shape, found, given, shapes_in)

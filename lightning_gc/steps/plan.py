@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from lightning_gc.engines import Store, parameters_of, tensor_store
-from lightning_gc.selection import Entry, Selection, foreign_entry
+from lightning_gc.selection import FROZEN, Entry, Selection, foreign_entry
 
 NO_OPTIMIZER = "in no optimizer"
 
@@ -56,6 +56,7 @@ class Planner:
         per_parameter: Whether each parameter is measured by itself.
         held_by: The parameters that an optimizer steps on, where a strategy has put others in its groups.
         make_store: What reads and moves the means of selected parameters, however the strategy holds them.
+        on_new_selection: Called with each selection that is made after the first.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Planner:
         per_parameter: bool = False,
         held_by: HeldBy = parameters_of,
         make_store: Callable[[Sequence[Entry]], Store] = tensor_store,
+        on_new_selection: Callable[[Selection], None] = lambda selection: None,
     ) -> None:
         self._build = build
         self._optimizers = optimizers
@@ -76,6 +78,7 @@ class Planner:
         self._per_parameter = per_parameter
         self._held_by = held_by
         self._make_store = make_store
+        self._on_new_selection = on_new_selection
         self._plans: dict[Optimizer, Plan] = {}
         self.selection = match_to_optimizers(build(), optimizers(), takes_foreign, held_by)
 
@@ -88,11 +91,20 @@ class Planner:
         optimizers = list(self._optimizers())
         if optimizer not in optimizers:
             optimizers.append(optimizer)
-        self.selection = match_to_optimizers(self._build(), optimizers, self._takes_foreign, self._held_by)
+        self._select(optimizers)
         names = optimizer_names(optimizers)
         several = len(optimizers) > 1
         self._plans = {o: self._make(o, f"{self._prefix}/{names[o]}" if several else self._prefix) for o in optimizers}
         return self._plans[optimizer]
+
+    def look_again(self) -> None:
+        """Select anew if anything was unfrozen: its optimizer may have had it all along, as its plan has."""
+        if any(entry.reason == FROZEN and entry.parameter.requires_grad for entry in self.selection):
+            self._select(list(self._optimizers()))
+
+    def _select(self, optimizers: Sequence[Optimizer]) -> None:
+        self.selection = match_to_optimizers(self._build(), optimizers, self._takes_foreign, self._held_by)
+        self._on_new_selection(self.selection)
 
     def _make(self, optimizer: Optimizer, prefix: str) -> Plan:
         parameters = self._held_by(optimizer)

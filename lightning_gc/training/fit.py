@@ -8,7 +8,6 @@ from functools import partial
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -21,6 +20,7 @@ from lightning_gc.selection.places import Filter
 from lightning_gc.steps.hooks import after_step
 from lightning_gc.steps.plan import Plan, Planner
 from lightning_gc.steps.steps import Observer, Steps
+from lightning_gc.training.announcements import Announcements
 from lightning_gc.training.logged import LoggedMeans
 from lightning_gc.training.remarks import Remarks, may_be_centralized
 from lightning_gc.training.strategies import find_engine
@@ -60,6 +60,7 @@ class Fit(Observer):
         self._trainer = trainer
         self._engine = engine = find_engine(trainer.strategy)(trainer.strategy)
         self._remarks = Remarks()
+        self._announcements: Announcements | None = None
         self._logged = LoggedMeans(trainer, module, engine, enabled=settings.log_means != "off")
         self._planner = Planner(
             partial(_build_selection, module, settings, engine),
@@ -69,6 +70,7 @@ class Fit(Observer):
             takes_foreign=not settings.include,
             prefix=settings.log_prefix,
             per_parameter=settings.log_means == "per_parameter",
+            on_new_selection=self._announce_growth,
         )
         self._steps = Steps(self._planner, settings.target, self, is_active)
         self._check_selection()
@@ -89,8 +91,16 @@ class Fit(Observer):
         return self._planner.selection
 
     def announce(self, callback: str) -> None:
-        """Print one line, from rank zero, of what is centralized."""
-        rank_zero_info(f"{callback}: {self.selection.summary()}")
+        """Print one line, from rank zero, of what is centralized, and from now on one whenever more is."""
+        self._announcements = Announcements(callback, self.selection)
+
+    def remark_on_shared_prefix(self, callback: str, other: str) -> None:
+        """Warn that another callback logs under the same names."""
+        self._remarks.on_shared_prefix(callback, other, self._settings.log_prefix)
+
+    def look_again(self) -> None:
+        """Bring the selection up to date, between steps, with what was unfrozen."""
+        self._planner.look_again()
 
     def hook_optimizers(self) -> None:
         """Put the target's hooks on the Trainer's optimizers, once on each."""
@@ -156,6 +166,10 @@ class Fit(Observer):
         return self._backwards > self._backwards_before.get(optimizer, 0) or any(
             parameter.grad is not None for parameter in plan.parameters
         )
+
+    def _announce_growth(self, selection: Selection) -> None:
+        if self._announcements:
+            self._announcements.growth(selection)
 
     def _check_selection(self) -> None:
         settings, selection = self._settings, self.selection

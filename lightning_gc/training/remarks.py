@@ -38,6 +38,14 @@ class Remarks:
                 "target='clipped_gradient' to centralize after clipping.",
             )
 
+    def on_shared_prefix(self, callback: str, other: str, prefix: str) -> None:
+        """Warn that two callbacks log under the same names."""
+        self._warn(
+            "prefix",
+            f"{callback} and {other} both log under log_prefix={prefix!r}, and each overwrites the values of the other. "
+            "Give each a `log_prefix` of its own, or log_means='off'.",
+        )
+
     def on_unannounced_step(self, optimizer: Optimizer) -> None:
         """Warn that an optimizer was stepped past Lightning."""
         self._warn(

@@ -331,7 +331,7 @@ class TestSelection:
             "head.weight    (5, 4)                                                          no: excluded by 'head'",
             "head.bias      (5,)                                                            no: fewer than 2 dims",
             "frozen.weight  (5, 4)           (1,)                                5       4  no: frozen: it requires no gradient",
-            "3 of 10 parameters are centralized: 1,007 weight vectors, 35,006 of 35,065 elements (99.8%); "
+            "3 of 10 parameters are centralized now, 1 more once they are unfrozen: 1,007 weight vectors, 35,006 of 35,065 elements (99.8%); "
             "fan-in dims are assumed, please check: own.0",
         ]
         assert str(selection) == selection.table()

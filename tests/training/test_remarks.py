@@ -128,6 +128,28 @@ def test_none_for_several_closure_calls_in_a_step(optimizer):
     assert remarks(Smooth(optimizer=optimizer, lr=0.01)) == []
 
 
+@pytest.mark.parametrize(
+    ("second", "warned"),
+    [
+        ({"include": "net.0"}, True),
+        ({"target": "update"}, True),
+        ({"log_prefix": "other"}, False),
+        ({"log_means": "off"}, False),
+    ],
+)
+def test_two_callbacks_that_log_under_one_prefix(second, warned):
+    """Each would overwrite the values of the other."""
+    first = GradientCentralization(exclude="net.0")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Classifier(), first, GradientCentralization(**second))
+    said = [str(w.message) for w in caught if "GradientCentralization" in str(w.message)]
+    assert len(said) == warned
+    if warned:
+        assert "log_prefix='gc'" in said[0]
+        assert repr(first) in said[0]
+
+
 def test_clipping_by_value():
     clipping = {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}
     (said,) = remarks(Classifier(), **clipping)
