@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import prune
 
 from lightning_gc import GradientCentralization, centralize, select
 from tests.models import Classifier, fit
@@ -150,3 +151,28 @@ def test_centralizing_clipped_values_stays_below_twice_the_bound():
     clipped = (100 * torch.randn(1000, 3)).clamp(-0.5, 0.5)
     worst = centralize(clipped).abs().max()
     assert 0.5 < worst < 1.0
+
+
+def test_of_what_a_pruning_mask_leaves_the_share_that_survives_of_the_mean_is_removed():
+    """The weight vector is centralized as it is stored, masked elements included."""
+    seed_everything(0, verbose=False)
+    layer = prune.random_unstructured(nn.Linear(40, 6), "weight", 0.5)
+    layer(torch.randn(8, 40) + 0.7).square().sum().backward()
+    mask, (entry, *_) = layer.weight_mask, select(layer).centralized
+    assert entry.name == "weight_orig"
+    gradient = entry.parameter.grad
+    survive = mask.sum(1)
+    before = (gradient * mask).sum(1) / survive
+    centralized = centralize(gradient, entry.layout.dims)
+    after = (centralized * mask).sum(1) / survive
+    torch.testing.assert_close(after, before * (1 - survive / 40))
+    assert after.abs().max() > 0.1 * before.abs().max()
+
+
+def test_where_pruning_takes_whole_weight_vectors_what_is_left_has_mean_zero():
+    seed_everything(0, verbose=False)
+    layer = prune.ln_structured(nn.Linear(40, 6), "weight", 0.5, n=2, dim=0)
+    layer(torch.randn(8, 40) + 0.7).square().sum().backward()
+    (entry,) = select(layer).centralized
+    centralized = centralize(entry.parameter.grad, entry.layout.dims)
+    assert (centralized * layer.weight_mask).mean(1).abs().max() < 1e-5
