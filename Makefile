@@ -14,7 +14,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed examples coverage lint format types docs bench dist clean
+.PHONY: help demo test test-slow test-distributed test-pages examples coverage lint format types docs bench dist clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -25,19 +25,22 @@ demo: $(VENV)/.with-examples ## Train with and without the callback, compare, an
 	$(BIN)/python examples/quickstart.py --out demo/quickstart.png
 
 test: $(VENV)/.with-test ## Run the tests, all but the slow and the distributed ones, with coverage
-	$(PYTEST) -m "not slow and not distributed" --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
+	$(PYTEST) -m "not slow and not distributed and not pages" --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
 
 test-slow: $(VENV)/.with-test ## Run the tests that take longer than some ten seconds each
-	$(PYTEST) -m "slow and not distributed" $(ARGS)
+	$(PYTEST) -m "slow and not distributed and not pages" $(ARGS)
 
 test-distributed: $(VENV)/.with-test-distributed ## Run the tests that start several processes
 	$(PYTEST) -m distributed $(ARGS)
+
+test-pages: $(VENV)/.with-pages ## Open every page of the documentation in the system's Chromium, wide and narrow, without a network
+	$(PYTEST) -m pages tests/pages $(ARGS)
 
 examples: $(VENV)/.with-test ## Run the tests of the examples, each of which runs one on little data
 	$(PYTEST) tests/examples $(ARGS)
 
 coverage: $(VENV)/.with-test ## Run the same as test, and write a browsable report to htmlcov/
-	$(PYTEST) -m "not slow and not distributed" --cov --cov-report=term --cov-report=html $(ARGS)
+	$(PYTEST) -m "not slow and not distributed and not pages" --cov --cov-report=term --cov-report=html $(ARGS)
 
 lint: $(VENV)/.with-lint ## Check style and format with ruff
 	$(BIN)/ruff check .
