@@ -123,6 +123,13 @@ class GradientCentralization(Callback):
         """
         return self._fit.selection if self._fit else self._kept
 
+    def on_after_setup(self, fabric: Any, module: Any) -> None:
+        """Refuse Fabric, which calls this of its callbacks, and nothing before an optimizer steps."""
+        raise MisconfigurationException(
+            f"{self!r} would do nothing in Fabric(callbacks=...): Fabric calls no callback before an optimizer steps. Take "
+            "it out, and call lightning_gc.attach(optimizer, module) after fabric.setup(...)."
+        )
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before anything is trained, a strategy whose gradients cannot be seen."""
         if stage == "fit":

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
@@ -310,6 +311,15 @@ def test_a_fit_that_is_refused_leaves_no_selection_of_the_one_before():
     with pytest.raises(MisconfigurationException):
         fit(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))), callback)
     assert callback.selection is None
+
+
+def test_fabric_which_would_never_call_it_again_is_refused():
+    fabric = Fabric(accelerator="cpu", devices=1, callbacks=[GradientCentralization()])
+    module = nn.Linear(2, 2)
+    with pytest.raises(
+        MisconfigurationException, match=r"Fabric calls no callback before.*attach\(optimizer, module\)"
+    ):
+        fabric.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
 
 
 def test_one_line_is_printed_when_fit_starts(caplog):

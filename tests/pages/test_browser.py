@@ -147,7 +147,11 @@ def _attributes(page: Path) -> dict[str, set[str]]:
         ("<p>a$$b</p>", UNRENDERED, "$$"),
         ("<math><merror>no</merror></math>", UNRENDERED, "no"),
         ("<p style='white-space:nowrap'>" + "long " * 99 + "</p>", OVERFLOWING, "long"),
-        ("<table style='width:4em;table-layout:fixed'><td><code style='overflow-wrap:anywhere'>" + "a" * 80, BROKEN_UP, "aaa"),
+        (
+            "<table style='width:4em;table-layout:fixed'><td><code style='overflow-wrap:anywhere'>" + "a" * 80,
+            BROKEN_UP,
+            "aaa",
+        ),
     ],
 )
 def test_the_checks_can_fail(opened: Opened, body: str, check: str, said: str) -> None:
