@@ -42,9 +42,10 @@ examples: $(VENV)/.with-test ## Run the tests of the examples, each of which run
 coverage: $(VENV)/.with-test ## Run the same as test, and write a browsable report to htmlcov/
 	$(PYTEST) -m "not slow and not distributed and not pages" --cov --cov-report=term --cov-report=html $(ARGS)
 
-lint: $(VENV)/.with-lint ## Check style and format with ruff
+lint: $(VENV)/.with-lint ## Check style and format with ruff, and which way imports go
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(VENV)/.with-lint ## Let ruff correct style and format
 	$(BIN)/ruff check --fix .
