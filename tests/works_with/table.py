@@ -67,8 +67,8 @@ INTRODUCTION = """\
 
 What the callback was run with, for real, in a Trainer, by the project's own tests, and with which
 [target](which_target.md) (✓; where a target is not marked, it makes no sense there or has no test).
-This page is made from the tests (`python -m tests.works_with`), and a test checks that it is up to date. To repeat
-one row: `pytest tests/test_works_with.py -k <test>`.
+This page is made from the tests (`python -m tests.works_with`), and a test checks that it is up to date. The tests of
+a table are folded under it, in the order of its rows; `pytest tests/test_works_with.py -k <name>` runs one again.
 
 "Centralized" means here: the gradient that the optimizer used has zero mean in every weight vector (`"gradient"`,
 `"clipped_gradient"`), or no weight vector's mean moved (`"update"`), up to rounding. "Left alone" means that the
@@ -80,10 +80,10 @@ def document() -> str:
     """The page of the docs."""
     lines = [INTRODUCTION]
     for section in dict.fromkeys(r.section for r in ROWS):
-        lines += [f"## {section}\n", "| What | gradient | clipped | update | Test |", "| --- | :-: | :-: | :-: | --- |"]
-        for r in ROWS:
-            if r.section == section:
-                marks = " | ".join("✓" if target in r.targets else "" for target in TARGETS)
-                lines.append(f"| {r.what} | {marks} | `{r.shown_by.split('::')[-1] or r.id}` |")
-        lines.append("")
+        rows = [r for r in ROWS if r.section == section]
+        lines += [f"## {section}\n", "| What | gradient | clipped | update |", "| --- | :-: | :-: | :-: |"]
+        lines += [f"| {r.what} | {' | '.join('✓' if t in r.targets else '' for t in TARGETS)} |" for r in rows]
+        lines += ["\n<details><summary>The tests</summary>\n"]
+        lines += [f"1. `{r.shown_by.split('::')[-1] or r.id}`" for r in rows]
+        lines += ["\n</details>\n"]
     return "\n".join(lines)
