@@ -57,10 +57,12 @@ def test_both_runs_start_from_the_same_weights_on_the_same_batches() -> None:
 def test_the_share_is_of_each_hook_in_the_step_that_it_is_part_of() -> None:
     """Whatever else the machine does meanwhile slows both: the median of two runs did not tell them apart."""
     assert quickstart.share([1.0, 3.0, 5.0], [10.0, 10.0, 50.0]) == pytest.approx(0.1)
-    timed = quickstart.Timed()
-    history = quickstart.train([timed], epochs=1, seed=0)
-    assert len(timed.seconds) == len(history.seconds)
-    assert all(0 < hook < step for hook, step in zip(timed.seconds, history.seconds, strict=True))
+    callback = GradientCentralization()
+    hooks = quickstart.time_hook(callback)
+    history = quickstart.train([callback], epochs=1, seed=0)
+    assert len(hooks) == len(history.seconds)
+    assert all(0 < hook < step for hook, step in zip(hooks, history.seconds, strict=True))
+    assert history.means
 
 
 def test_smooth_is_the_mean_of_all_values_so_far_without_decay() -> None:
