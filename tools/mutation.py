@@ -1,6 +1,6 @@
 """Mutation testing: change the code in small ways, one at a time, and see that a test fails each time.
 
-    python tools/mutation.py functional blocks stores/tensors
+    python tools/mutation.py equation/projection equation/blocks engines/tensors
 
 Needs cosmic-ray, which makes most of the mutants (`pip install cosmic-ray`), Python 3.11 and a system that forks. The tests
 are collected once; each mutant is tested in a fork, where the code of the functions that it changes is exchanged.
@@ -39,8 +39,6 @@ TESTS = {
     ],
     "equation/blocks": ["tests/equation/test_blocks.py", "tests/equation/test_projection.py", "tests/engines"],
     "equation/traits": ["tests/equation/test_traits.py", "tests/equation/test_projection.py", "tests/engines"],
-    "engines/plain": ["tests/engines"],
-    "engines/chunks": ["tests/engines", "tests/training/test_logged_means.py", "tests/training/test_recompilation.py"],
     "engines/tensors": ["tests/engines", "tests/training/test_logged_means.py"],
     "measuring/measurement": [
         "tests/measuring/test_measurement.py",
@@ -63,8 +61,18 @@ TESTS = {
         "tests/training/test_fit.py",
         "tests/training/test_strategies.py",
     ],
-    "fit": ["tests/training/test_fit.py", "tests/training/test_remarks.py", "tests/steps/test_targets_update.py"],
-    "targets": ["tests/steps/test_hooks.py", "tests/steps/test_targets_update.py"],
+    "steps/steps": [
+        "tests/steps/test_attach.py",
+        "tests/steps/test_targets_update.py",
+        "tests/steps/test_targets_clipped_gradient.py",
+    ],
+    "steps/attach": ["tests/steps/test_attach.py", "lightning_gc/steps/attach.py"],
+    "training/fit": [
+        "tests/training/test_fit.py",
+        "tests/training/test_remarks.py",
+        "tests/steps/test_targets_update.py",
+    ],
+    "steps/hooks": ["tests/steps/test_hooks.py", "tests/steps/test_targets_update.py"],
 }
 SLOW = ("optax", "memory", "transformers", "gradcheck")  # tests with one of these in their names come last
 OPERATORS = (
