@@ -42,6 +42,14 @@ class Engine:
         """The parameters, as :meth:`parameters_in` gives them, that an optimizer steps on, in order."""
         return parameters_of(optimizer)
 
+    def inner_optimizers(self, optimizer: Optimizer) -> Sequence[Optimizer]:
+        """The torch optimizers whose steps make up a step of `optimizer`: hooks go there."""
+        return [optimizer]
+
+    def target_in_step(self, target: Target) -> Target:
+        """The target that is the same as `target` here, and acted on in the step itself, if there is such a one."""
+        return target
+
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """What reads and moves the means of these parameters."""
         return tensor_store(entries)

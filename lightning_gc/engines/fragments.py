@@ -32,6 +32,7 @@ class Fragment:
         device: Where sums are exchanged.
         tensor: This rank's part of the gradient or weight, one-dimensional; None where there is none.
         strides: Those that the parameter had when its memory was flattened; None if it was contiguous.
+        home: Where the elements are, if not there where sums are exchanged.
     """
 
     entry: Entry
@@ -41,6 +42,7 @@ class Fragment:
     device: torch.device
     tensor: Callable[[Role], Tensor | None]
     strides: Sequence[int] | None = None
+    home: torch.device | None = None
 
 
 class FragmentPiece(Piece):
@@ -106,7 +108,8 @@ class FragmentPiece(Piece):
                 owned = held & (holders == 0)
             holders += held
         shared, mine = ((holders > 1).flatten().nonzero().flatten(), owned.flatten().nonzero().flatten())
-        return shared.to(fragment.device), mine.to(fragment.device)
+        home = fragment.home or fragment.device
+        return shared.to(home), mine.to(home)
 
 
 def spans_of_chunks(start: int, numel: int, chunk: int, ranks: int) -> list[tuple[int, int]]:

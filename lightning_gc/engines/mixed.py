@@ -41,7 +41,14 @@ class MixedStore(Store):
 
     def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
         """See :meth:`Store.recentre_measured_`: never None, since other ranks may have measured something."""
-        found = [part.recentre_measured_(role, self._of(to, indices)) for part, indices in self._parts]
+        return self._joined([part.recentre_measured_(role, self._of(to, indices)) for part, indices in self._parts])
+
+    def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
+        """See :meth:`Store.sum_over_ranks_`."""
+        add_up_(sums)
+
+    def _joined(self, found: Sequence[Measurement | None]) -> Measurement:
+        """What the parts measured, as one."""
         # Tensors that every rank holds whole are measured on each of them; one accounts for them.
         counted = [
             (measurement.to(self._device), places)
@@ -50,10 +57,6 @@ class MixedStore(Store):
         ]
         count = len(self.entries)
         return Measurement.added([one.placed(places, count) for one, places in counted])
-
-    def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
-        """See :meth:`Store.sum_over_ranks_`."""
-        add_up_(sums)
 
     @staticmethod
     def _of(means: Means | None, indices: Sequence[int]) -> Means | None:

@@ -83,7 +83,7 @@ class ShardedStore(Store):
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.entries = tuple(piece.entry for piece in pieces)
-        self._pieces = tuple(pieces)
+        self.pieces = tuple(pieces)
         # One all-reduce for each process group (and dtype), however many parameters there are.
         self._exchanges: dict[Any, list[int]] = {}
         for index, piece in enumerate(pieces):
@@ -100,21 +100,21 @@ class ShardedStore(Store):
         """See :meth:`Store.recentre_`; True also if only another rank can tell."""
         tensors = self._tensors(role)
         self._recentre_(tensors, to)
-        return any(t is not None for t in tensors) or not all(piece.has_all for piece in self._pieces)
+        return any(t is not None for t in tensors) or not all(piece.has_all for piece in self.pieces)
 
     @torch.no_grad()
     def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
         """See :meth:`Store.recentre_measured_`; never None, since other ranks may have measured something."""
         tensors = self._tensors(role)
-        norms = [piece.norm(tensor) for piece, tensor in zip(self._pieces, tensors, strict=True)]
+        norms = [piece.norm(tensor) for piece, tensor in zip(self.pieces, tensors, strict=True)]
         before = self._recentre_(tensors, to)
         after = self._deviations(tensors, to)
         return Measurement.of(
             [
                 _part(piece, one_before, one_after, norm if role == "gradient" else None)
-                for piece, norm, one_before, one_after in zip(self._pieces, norms, before, after, strict=True)
+                for piece, norm, one_before, one_after in zip(self.pieces, norms, before, after, strict=True)
             ],
-            self._pieces[0].device,
+            self.pieces[0].device,
         )
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
@@ -122,15 +122,15 @@ class ShardedStore(Store):
         add_up_(sums)
 
     def _tensors(self, role: Role) -> list[Tensor | None]:
-        return [piece.tensor(role) for piece in self._pieces]
+        return [piece.tensor(role) for piece in self.pieces]
 
     def _shares(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return [None if t is None else piece.share(t) for piece, t in zip(self._pieces, tensors, strict=True)]
+        return [None if t is None else piece.share(t) for piece, t in zip(self.pieces, tensors, strict=True)]
 
     def _recentre_(self, tensors: Sequence[Tensor | None], to: Means | None) -> list[Tensor | None]:
         """Subtract, and return, how far each mean is from `to`."""
         deviations = self._deviations(tensors, to)
-        for piece, tensor, deviation in zip(self._pieces, tensors, deviations, strict=True):
+        for piece, tensor, deviation in zip(self.pieces, tensors, deviations, strict=True):
             if tensor is not None and deviation is not None:
                 piece.subtract_(tensor, deviation)
         return deviations
@@ -147,18 +147,18 @@ class ShardedStore(Store):
         self, shares: Sequence[Tensor | None], indices: Sequence[int], groups: Sequence[Any], dtype: torch.dtype
     ) -> None:
         """Add up the shares in weight vectors that ranks share; a rank without any takes part with zeros."""
-        device = self._pieces[indices[0]].device
+        device = self.pieces[indices[0]].device
         buffer = torch.cat([self._to_send(index, shares[index], dtype).to(device) for index in indices])
         for group in groups:
             dist.all_reduce(torch.view_as_real(buffer) if buffer.is_complex() else buffer, group=group)
-        summed = torch.split(buffer, [self._pieces[index].count for index in indices])
+        summed = torch.split(buffer, [self.pieces[index].count for index in indices])
         for index, sums in zip(indices, summed, strict=True):
             share = shares[index]
             if share is not None:
-                self._pieces[index].set_shared_(share, sums.to(share.device))
+                self.pieces[index].set_shared_(share, sums.to(share.device))
 
     def _to_send(self, index: int, share: Tensor | None, dtype: torch.dtype) -> Tensor:
-        piece = self._pieces[index]
+        piece = self.pieces[index]
         return torch.zeros(piece.count, dtype=dtype, device=piece.device) if share is None else piece.shared(share)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_gc.measuring.measurement import Measurement
 from lightning_gc.selection import Entry
@@ -41,6 +42,14 @@ class Store(ABC):
         Where ranks hold different elements, this is what one rank is to account for: what all ranks
         measured, added up, is that of one process (:meth:`sum_over_ranks_`), and it is never None.
         """
+
+    def moved_by(self, optimizer: Optimizer) -> Sequence[Store]:
+        """The parts of it that the step of a torch optimizer moves: all, unless the step is one of several."""
+        return [self]
+
+    def gathered(self, part: Store, measurement: Measurement) -> Measurement | None:
+        """What was measured in the whole step, once the last of its parts (:meth:`moved_by`) was measured."""
+        return measurement
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:  # noqa: B027
         """Add up, in place, sums of the measurements of all ranks, where each measured only a part.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ParamSpec
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gc.engines import Means, Role
+from lightning_gc.engines import Means, Role, Store
 from lightning_gc.engines.target import Target
 from lightning_gc.measuring.measurement import Measurement
 from lightning_gc.steps.hooks import after_closure, around_step
@@ -51,31 +52,48 @@ class Steps:
         self._target = target
         self._observer = observer
         self._is_active = is_active
-        self._means_before: dict[Optimizer, list[tuple[Plan, Means]]] = {}
+        self._means_before: dict[Optimizer, list[tuple[Plan, list[tuple[Store, Means]]]]] = {}
 
-    def hook(self, optimizer: Optimizer) -> list[RemovableHandle]:
+    def hook(self, optimizer: Optimizer, inner: Optimizer | None = None) -> list[RemovableHandle]:
         """Put on an optimizer what the target needs; nothing for gradients, which are centralized before the step.
+
+        Args:
+            optimizer: The one that the loop steps.
+            inner: The one of torch's that takes its steps, or some part of each, where that is another one.
 
         Raises:
             TypeError: It has no step hooks.
         """
+        stepped = optimizer if inner is None else inner
         if self._target == "gradient":
             return []
-        if not hasattr(optimizer, "register_step_post_hook"):
+        if not hasattr(stepped, "register_step_post_hook"):
             raise TypeError(
                 f"target={self._target!r} needs the step hooks of torch.optim.Optimizer, which "
-                f"{type(optimizer).__name__} does not have."
+                f"{type(stepped).__name__} does not have."
             )
         if self._target == "clipped_gradient":
-            return after_closure(optimizer, self.when_active(self.centralize_gradients))
-        return around_step(optimizer, self.when_active(self._remember_means), self.when_active(self._restore_means))
+            return after_closure(stepped, self.when_active(partial(self._centralize_gradients_of, optimizer)))
+        return around_step(
+            stepped,
+            self.when_active(partial(self._remember_means, optimizer)),
+            self.when_active(partial(self._restore_means, optimizer)),
+        )
 
-    def centralize_gradients(self, optimizer: Optimizer, first: bool = True) -> None:
-        """Centralize the gradients of an optimizer's parameters; measure them only the `first` time in a step."""
+    def centralize_gradients(self, optimizer: Optimizer) -> None:
+        """Centralize the gradients of all of an optimizer's parameters, before its step."""
         plan = self._planner.plan_for(optimizer)
         if plan.store.entries:
-            found = self._recentre(plan, optimizer, "gradient", may_measure=first)
+            found = self._recentre(plan, plan.store, optimizer, "gradient", may_measure=True)
             self._observer.looked_for_gradients(plan, optimizer, found)
+
+    def _centralize_gradients_of(self, optimizer: Optimizer, stepped: Optimizer, first: bool) -> None:
+        """Those that `stepped` is about to use; measure them only the `first` time in a step."""
+        plan = self._planner.plan_for(optimizer)
+        stores = plan.store.moved_by(stepped)
+        if plan.store.entries and stores:
+            found = [self._recentre(plan, store, stepped, "gradient", may_measure=first) for store in stores]
+            self._observer.looked_for_gradients(plan, optimizer, any(found))
 
     def when_active(self, act: Callable[P, None]) -> Callable[P, None]:
         """`act`, where anything is to be done at present."""
@@ -86,25 +104,30 @@ class Steps:
 
         return act_if_active
 
-    def _remember_means(self, optimizer: Optimizer) -> None:
+    def _remember_means(self, optimizer: Optimizer, stepped: Optimizer) -> None:
         plan = self._planner.plan_for(optimizer)
+        means = [(store, store.means("weight")) for store in plan.store.moved_by(stepped)]
         # A stack: where a subclass calls the step of its base, torch runs the hooks around both.
-        self._means_before.setdefault(optimizer, []).append((plan, plan.store.means("weight")))
+        self._means_before.setdefault(stepped, []).append((plan, means))
 
-    def _restore_means(self, optimizer: Optimizer, first: bool) -> None:
-        if not self._means_before.get(optimizer):
-            self._observer.closure_not_called(optimizer)
+    def _restore_means(self, optimizer: Optimizer, stepped: Optimizer, first: bool) -> None:
+        if not self._means_before.get(stepped):
+            self._observer.closure_not_called(stepped)
             return
         # With the plan of then: the optimizer may have been given more parameters since.
-        plan, means = self._means_before[optimizer].pop()
-        self._recentre(plan, optimizer, "weight", means, may_measure=first)
+        plan, before = self._means_before[stepped].pop()
+        for store, means in before:
+            self._recentre(plan, store, stepped, "weight", means, may_measure=first)
 
     def _recentre(
-        self, plan: Plan, optimizer: Optimizer, role: Role, to: Means | None = None, *, may_measure: bool
+        self, plan: Plan, store: Store, stepped: Optimizer, role: Role, to: Means | None = None, *, may_measure: bool
     ) -> bool:
         if not may_measure or not self._observer.measures():
-            return plan.store.recentre_(role, to)
-        measurement = plan.store.recentre_measured_(role, to)
-        if measurement is not None:
-            self._observer.measured(plan, optimizer, role, measurement)
-        return measurement is not None
+            return store.recentre_(role, to)
+        measurement = store.recentre_measured_(role, to)
+        if measurement is None:
+            return False
+        whole = measurement if store is plan.store else plan.store.gathered(store, measurement)
+        if whole is not None:
+            self._observer.measured(plan, stepped, role, whole)
+        return True

@@ -59,6 +59,7 @@ class Fit(Observer):
         self._settings = settings
         self._trainer = trainer
         self._engine = engine = find_engine(trainer.strategy)(trainer.strategy)
+        self._target = engine.target_in_step(settings.target)
         self._remarks = Remarks()
         self._announcements: Announcements | None = None
         self._logged = LoggedMeans(trainer, module, engine, enabled=settings.log_means != "off")
@@ -72,7 +73,7 @@ class Fit(Observer):
             per_parameter=settings.log_means == "per_parameter",
             on_new_selection=self._announce_growth,
         )
-        self._steps = Steps(self._planner, settings.target, self, is_active)
+        self._steps = Steps(self._planner, self._target, self, is_active)
         self._check_selection()
         self._remarks.on_clipping(trainer, settings.target)
         self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
@@ -106,7 +107,8 @@ class Fit(Observer):
         """Put the target's hooks on the Trainer's optimizers, once on each."""
         for optimizer in self._trainer.optimizers:
             if optimizer not in self._hooks:
-                self._hooks[optimizer] = self._hook(optimizer)
+                inner = self._engine.inner_optimizers(optimizer)
+                self._hooks[optimizer] = [handle for stepped in inner for handle in self._hook(optimizer, stepped)]
 
     def close(self) -> None:
         """Take all hooks off."""
@@ -124,7 +126,7 @@ class Fit(Observer):
         if not self._engine.steps_now():
             return
         self._announced_steps.add(optimizer)
-        if self._settings.target == "gradient":
+        if self._target == "gradient":
             self._steps.centralize_gradients(optimizer)
         elif optimizer not in self._hooks:
             raise MisconfigurationException(
@@ -152,12 +154,13 @@ class Fit(Observer):
         """See :meth:`Observer.closure_not_called`: warn."""
         self._remarks.on_closure_not_called(optimizer)
 
-    def _hook(self, optimizer: Optimizer) -> list[RemovableHandle]:
+    def _hook(self, optimizer: Optimizer, stepped: Optimizer) -> list[RemovableHandle]:
         try:
-            handles = self._steps.hook(optimizer)
+            handles = self._steps.hook(optimizer, stepped)
         except TypeError as error:
             raise MisconfigurationException(f"GradientCentralization: {error} Use target='gradient'.") from error
-        if self._settings.target == "gradient" and hasattr(optimizer, "register_step_post_hook"):
+        announced = stepped is optimizer and hasattr(optimizer, "register_step_post_hook")
+        if self._target == "gradient" and announced:
             handles += after_step(optimizer, self._steps.when_active(self._check_step_was_announced))
         return handles
 

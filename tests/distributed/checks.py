@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gc import GradientCentralization
 from lightning_gc.selection.places import clean_name
@@ -30,12 +30,13 @@ class Training:
     clip: tuple[str, float] | None = None
     zero_unused: bool = False
     weight_norm: bool = False
+    net: Callable[[], nn.Module] | None = None
 
     def model(self) -> Model:
-        net = partial(Net, self.zero_unused, self.weight_norm)
+        net = self.net or partial(Net, self.zero_unused, self.weight_norm)
         return Model(net, self.optimizer, self.accumulate)
 
-    def fit(self, model: Model, *callbacks: Callback, **kwargs: Any) -> Trainer:
+    def fit(self, model: Model, *callbacks: Callback, ckpt_path: Any = None, **kwargs: Any) -> Trainer:
         callbacks = callbacks if self.gc is None else (GradientCentralization(**dict(self.gc)), *callbacks)
         if self.clip:
             kwargs.update(gradient_clip_algorithm=self.clip[0], gradient_clip_val=self.clip[1])
@@ -47,7 +48,7 @@ class Training:
             **kwargs,
         }
         trainer = Trainer(**trainer_kwargs(callbacks=list(callbacks), **given))
-        trainer.fit(model)
+        trainer.fit(model, ckpt_path=ckpt_path)
         return trainer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -78,6 +78,34 @@ class Counted(GradientCentralization):
         self.steps.append(new_step(trainer))
         with counting(self.steps[-1]):
             super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+
+class CountedInside(GradientCentralization):
+    """The same where an engine's inner optimizers are stepped on, without a closure: between two hooks of the test's."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.steps: list[Step] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        counters = ExitStack()
+
+        def start(*_: Any) -> None:
+            counters.enter_context(counting(self.steps[-1]))
+
+        def start_anew(*_: Any) -> None:
+            self.steps.append(new_step(trainer))
+            start()
+
+        def stop(*_: Any) -> None:
+            counters.close()
+
+        inner = trainer.optimizers[0].optimizer
+        inner.register_step_pre_hook(start_anew)
+        inner.register_step_post_hook(start)
+        super().on_fit_start(trainer, pl_module)
+        inner.register_step_pre_hook(stop)
+        inner.register_step_post_hook(stop)
 
 
 def bytes_of_log(gc: Mapping[str, Any], parameters: int) -> int:
