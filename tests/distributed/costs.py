@@ -15,7 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import lightning_gc.training.fit
+import lightning_gc.steps.steps
 from lightning_gc import GradientCentralization
 from lightning_gc.steps.hooks import OnNestedStep, OnStep, around_step
 
@@ -68,7 +68,7 @@ class Counted(GradientCentralization):
 
             return around_step(optimizer, counted_before, counted_after)
 
-        with patch.object(lightning_gc.training.fit, "around_step", counted_around_step):
+        with patch.object(lightning_gc.steps.steps, "around_step", counted_around_step):
             super().on_fit_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:

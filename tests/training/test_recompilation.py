@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-import lightning_gc.training.fit
+import lightning_gc.steps.steps
 from lightning_gc import GradientCentralization, select
 from lightning_gc.engines import TensorStore
 from lightning_gc.steps.hooks import after_closure, around_step
@@ -64,8 +64,8 @@ class Recorded(GradientCentralization):
 def train(monkeypatch: pytest.MonkeyPatch, target: str, **kwargs: Any) -> list[list[str]]:
     callback = Recorded(target=target, log_means="per_parameter")
     record = callback.recorded
-    monkeypatch.setattr(lightning_gc.training.fit, "after_closure", lambda o, act: after_closure(o, record(act)))
-    monkeypatch.setattr(lightning_gc.training.fit, "around_step", lambda o, *acts: around_step(o, *map(record, acts)))
+    monkeypatch.setattr(lightning_gc.steps.steps, "after_closure", lambda o, act: after_closure(o, record(act)))
+    monkeypatch.setattr(lightning_gc.steps.steps, "around_step", lambda o, *acts: around_step(o, *map(record, acts)))
     fit(Classifier(**kwargs), callback, data=image_batches(count=9), log_every_n_steps=3)
     return callback.steps
 

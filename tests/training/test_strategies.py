@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -14,9 +15,11 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from torch import nn
 
 from lightning_gc import GradientCentralization
 from lightning_gc.engines import Engine
+from lightning_gc.engines.deepspeed import DeepSpeedEngine
 from lightning_gc.training.strategies import check_strategy, find_engine
 from tests.models import Classifier, fit, image_batches, trainer_kwargs
 
@@ -102,47 +105,67 @@ def test_pytorch_lightning():
         torch.testing.assert_close(module.state_dict()[name], value, rtol=0, atol=0)
 
 
-def deepspeed_with(precision="32-true", **zero):
-    """As much of the strategy as there is at `setup`, without the package deepspeed."""
-    strategy = object.__new__(DeepSpeedStrategy)
-    strategy.config = {"zero_optimization": zero} if zero else {}
-    strategy._precision_plugin = Precision()
-    strategy._precision_plugin.precision = precision
-    return strategy
-
-
 class TrainerWith:
     def __init__(self, strategy):
         self.strategy = strategy
 
 
 def test_deepspeed_is_no_ddp_although_it_derives_from_it():
-    assert isinstance(deepspeed_with(), DDPStrategy)
-    assert find_engine(deepspeed_with()).__name__ == "DeepSpeedEngine"
+    strategy = object.__new__(DeepSpeedStrategy)  # the package deepspeed may not be there
+    assert isinstance(strategy, DDPStrategy)
+    assert find_engine(strategy) is DeepSpeedEngine
 
 
-@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
-def test_deepspeed_without_zero_steps_a_torch_optimizer(target):
-    check_strategy(TrainerWith(deepspeed_with()), target)
+def test_the_cpu_offload_of_fsdp_is_refused():
+    with pytest.raises(MisconfigurationException, match="CPU offload of FSDP"):
+        check_strategy(TrainerWith(FSDPStrategy(cpu_offload=True)), "gradient")
+
+
+class DeepSpeedZeroOptimizer:
+    """As much of DeepSpeed's own as is asked, of what cannot be set up without GPUs or disks made for it."""
+
+    clip_grad = 0.0
+
+    def __init__(self, **kwargs):
+        self.optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+        vars(self).update(kwargs)
+
+
+class SuperOffloadOptimizer_Stage3(DeepSpeedZeroOptimizer):  # noqa: N801
+    pass
+
+
+class MuonWithAuxAdam:
+    pass
+
+
+def deepspeed_engine(optimizer, hpz=1, autotp=1, experts=False):
+    return SimpleNamespace(
+        optimizer=optimizer,
+        zero_hpz_partition_size=lambda: hpz,
+        autotp_size=lambda: autotp,
+        has_moe_layers=experts,
+        mpu=None,
+    )
 
 
 @pytest.mark.parametrize(
-    ("strategy", "target", "said"),
+    ("engine", "said"),
     [
-        (deepspeed_with(stage=1), "clipped_gradient", "ZeRO 1 clips gradients inside its own step"),
-        (deepspeed_with(stage=3), "update", "ZeRO 3 updates partitions of its own copy"),
-        (deepspeed_with(stage=2, offload_optimizer={"device": "cpu"}), "gradient", "`offload_optimizer`"),
-        (deepspeed_with(stage=3, offload_param={"device": "nvme"}), "gradient", "`offload_param`"),
-        (deepspeed_with(precision="bf16-mixed"), "gradient", "precision='bf16-mixed' needs ZeRO"),
-        (FSDPStrategy(cpu_offload=True), "gradient", "CPU offload of FSDP"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(swap_optimizer=True)), "NVMe offload"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(params_in_nvme_and_cpu=True)), "NVMe offload"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(zenflow=True)), "ZenFlow"),
+        (deepspeed_engine(SuperOffloadOptimizer_Stage3()), "SuperOffloadOptimizer_Stage3"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(), hpz=2), "hpZ"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(), autotp=2), "tensor parallelism"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(), experts=True), "mixtures of experts"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(optimizer=MuonWithAuxAdam())), "Muon"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(torch_autocast_gradscaler=object())), "`torch_autocast` in float16"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(fused_adam_legacy=True)), "`legacy_fusion`"),
+        (deepspeed_engine(DeepSpeedZeroOptimizer(fused_lamb_legacy=True)), "LAMB in 16 bits without ZeRO"),
     ],
 )
-def test_what_an_engine_leaves_no_place_for_is_refused(strategy, target, said):
-    with pytest.raises(MisconfigurationException, match=said):
-        check_strategy(TrainerWith(strategy), target)
-
-
-@pytest.mark.parametrize("device", ["none", None])
-def test_an_offload_that_is_switched_off_is_none(device):
-    offload = {"device": device} if device else None
-    check_strategy(TrainerWith(deepspeed_with(stage=2, offload_optimizer=offload)), "gradient")
+def test_what_was_never_run_with_deepspeed_is_refused_by_name(engine, said):
+    strategy = SimpleNamespace(deepspeed_engine=engine, root_device=torch.device("cpu"))
+    with pytest.raises(MisconfigurationException, match=f"never run with DeepSpeed's {said}.*remove the callback"):
+        DeepSpeedEngine(strategy)
