@@ -153,9 +153,16 @@ class GradientCentralization(Callback):
             self._fit.hook_optimizers()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Bring the selection up to date with what was unfrozen between epochs, by any callback or the module."""
-        if self._fit and batch_idx == 0:
-            self._fit.look_again()
+        """Bring the selection up to date with what was unfrozen between epochs, and note what the parameters are."""
+        if self._fit:
+            self._fit.before_batch(batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the user when parameters moved and nothing was centralized."""
+        if self._fit:
+            self._fit.after_batch()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there should be gradients now: a `training_step` that returns None leaves none."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_gc.engines.sharded import Piece, ShardedStore
-from lightning_gc.engines.store import Means, Role, Store, add_up_
+from lightning_gc.engines.store import Means, Role, Store, add_up_, on_any_rank
 from lightning_gc.engines.tensors import TensorStore
 from lightning_gc.measuring.measurement import Measurement
 from lightning_gc.selection import Entry
@@ -42,6 +42,14 @@ class MixedStore(Store):
     def recentre_measured_(self, role: Role, to: Means | None = None) -> Measurement:
         """See :meth:`Store.recentre_measured_`: never None, since other ranks may have measured something."""
         return self._joined([part.recentre_measured_(role, self._of(to, indices)) for part, indices in self._parts])
+
+    def holds_any(self, role: Role) -> bool:
+        """See :meth:`Store.holds_any`."""
+        return any(part.holds_any(role) for part, _ in self._parts)
+
+    def on_any_rank(self, truth: bool) -> bool:
+        """See :meth:`Store.on_any_rank`."""
+        return on_any_rank(truth, self._device)
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
         """See :meth:`Store.sum_over_ranks_`."""

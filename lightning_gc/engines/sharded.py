@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_gc.engines.store import Means, Role, Store, add_up_
+from lightning_gc.engines.store import Means, Role, Store, add_up_, on_any_rank
 from lightning_gc.equation.projection import norm_of
 from lightning_gc.equation.traits import accumulation_dtype
 from lightning_gc.measuring.measurement import Measurement, Part
@@ -116,6 +116,14 @@ class ShardedStore(Store):
             ],
             self.pieces[0].device,
         )
+
+    def holds_any(self, role: Role) -> bool:
+        """See :meth:`Store.holds_any`."""
+        return any(tensor is not None for tensor in self._tensors(role))
+
+    def on_any_rank(self, truth: bool) -> bool:
+        """See :meth:`Store.on_any_rank`."""
+        return on_any_rank(truth, self.pieces[0].device)
 
     def sum_over_ranks_(self, sums: Sequence[Tensor]) -> None:
         """See :meth:`Store.sum_over_ranks_`."""

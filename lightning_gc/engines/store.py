@@ -43,6 +43,15 @@ class Store(ABC):
         measured, added up, is that of one process (:meth:`sum_over_ranks_`), and it is never None.
         """
 
+    def holds_any(self, role: Role) -> bool:
+        """Whether this rank has anything to move: a gradient, or a weight that is trained."""
+        parameters = [entry.parameter for entry in self.entries]
+        return any(p.grad is not None if role == "gradient" else p.requires_grad for p in parameters)
+
+    def on_any_rank(self, truth: bool) -> bool:
+        """Whether it is true on any rank, where that differs; then all ranks must call this alike."""
+        return truth
+
     def moved_by(self, optimizer: Optimizer) -> Sequence[Store]:
         """The parts of it that the step of a torch optimizer moves: all, unless the step is one of several."""
         return [self]
@@ -56,6 +65,13 @@ class Store(ABC):
 
         Nothing to do where every rank measures everything. Else all ranks must call this alike.
         """
+
+
+def on_any_rank(truth: bool, device: torch.device) -> bool:
+    """Whether it is true on any rank, with one all-reduce of one number."""
+    count = torch.full((1,), float(truth), device=device)
+    dist.all_reduce(count)
+    return bool(count.item())
 
 
 def add_up_(sums: Sequence[Tensor]) -> None:

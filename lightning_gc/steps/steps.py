@@ -25,6 +25,9 @@ class Observer:
         """Whether to measure what is removed in the step that is being taken."""
         return False
 
+    def moves(self, plan: Plan, store: Store, role: Role) -> None:
+        """What `store` holds is about to be moved: that of the plan, or a part of it."""
+
     def measured(self, plan: Plan, optimizer: Optimizer, role: Role, measurement: Measurement) -> None:
         """What was removed."""
 
@@ -122,6 +125,9 @@ class Steps:
     def _recentre(
         self, plan: Plan, store: Store, stepped: Optimizer, role: Role, to: Means | None = None, *, may_measure: bool
     ) -> bool:
+        if not store.entries:
+            return False
+        self._observer.moves(plan, store, role)
         if not may_measure or not self._observer.measures():
             return store.recentre_(role, to)
         measurement = store.recentre_measured_(role, to)

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_gc.engines import Engine, Role
+from lightning_gc.engines import Engine, Role, Store
 from lightning_gc.engines.target import Target
 from lightning_gc.measuring.measurement import Measurement
 from lightning_gc.selection import Selection, build_selection
@@ -23,6 +23,7 @@ from lightning_gc.steps.steps import Observer, Steps
 from lightning_gc.training.announcements import Announcements
 from lightning_gc.training.logged import LoggedMeans
 from lightning_gc.training.remarks import Remarks, may_be_centralized
+from lightning_gc.training.silence import Silence
 from lightning_gc.training.strategies import find_engine
 
 
@@ -73,6 +74,7 @@ class Fit(Observer):
             per_parameter=settings.log_means == "per_parameter",
             on_new_selection=self._announce_growth,
         )
+        self._silence = Silence(lambda: self.selection, self._remarks)
         self._steps = Steps(self._planner, self._target, self, is_active)
         self._check_selection()
         self._remarks.on_clipping(trainer, settings.target)
@@ -99,6 +101,16 @@ class Fit(Observer):
         """Warn that another callback logs under the same names."""
         self._remarks.on_shared_prefix(callback, other, self._settings.log_prefix)
 
+    def before_batch(self, batch_idx: int) -> None:
+        """Act before the forward of a batch."""
+        if batch_idx == 0:
+            self.look_again()
+        self._silence.before_batch()
+
+    def after_batch(self) -> None:
+        """Act after a batch."""
+        self._silence.after_batch()
+
     def look_again(self) -> None:
         """Bring the selection up to date, between steps, with what was unfrozen."""
         self._planner.look_again()
@@ -120,6 +132,7 @@ class Fit(Observer):
     def after_backward(self) -> None:
         """Note that there should be gradients now: a `training_step` that returns None leaves none."""
         self._backwards += 1
+        self._silence.after_backward()
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Act in `on_before_optimizer_step`."""
@@ -138,6 +151,10 @@ class Fit(Observer):
     def measures(self) -> bool:
         """See :meth:`Observer.measures`: on the steps that the Trainer logs."""
         return self._logged.due()
+
+    def moves(self, plan: Plan, store: Store, role: Role) -> None:
+        """See :meth:`Observer.moves`."""
+        self._silence.moves(plan, store, role)
 
     def measured(self, plan: Plan, optimizer: Optimizer, role: Role, measurement: Measurement) -> None:
         """See :meth:`Observer.measured`: log it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.parameter import UninitializedParameter
@@ -62,6 +64,17 @@ class Remarks:
             f"{type(optimizer).__name__}.step() was given a closure and did not call it, so its update was not "
             "centralized.",
         )
+
+    def on_steps_elsewhere(self, names: Sequence[str]) -> None:
+        """Warn that parameters of no optimizer of the Trainer's were trained."""
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            self._warn(
+                "elsewhere",
+                f"{len(names)} parameters ({shown}) were trained by an optimizer that the Trainer does not have, such as "
+                "one that is stepped in gradient hooks, and nothing was centralized. Return it from "
+                "`configure_optimizers`, or use lightning_gc.attach(optimizer, module) in place of the callback.",
+            )
 
     def on_no_gradients(self, store: Store) -> None:
         """Warn when none of the selected, trainable parameters had a gradient."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from lightning_gc import GradientCentralization
+from lightning_gc.engines.store import on_any_rank
 from lightning_gc.selection.places import clean_name
 from tests.distributed.models import Model, Net
 from tests.models import trainer_kwargs
@@ -119,6 +123,47 @@ class Check:
             for step, (got, wanted) in enumerate(zip(model.logged, expected.logged, strict=True)):
                 kept = {name: v for name, v in wanted.items() if not self.unlogged or self.unlogged not in name}
                 compare_logs(got, kept, step)
+
+
+@dataclass
+class Told:
+    """The user is told that nothing is centralized, or not, as it is; and asking costs one all-reduce in the whole fit.
+
+    Args:
+        training: What is trained.
+        strategy: Makes the strategy.
+        said: What rank zero warns of; empty: nothing.
+        model: Makes the model.
+        broken: Patches the library for as long as it trains.
+    """
+
+    training: Training
+    strategy: Callable[[], Any]
+    said: str
+    model: Callable[[Training], Model] = Training.model
+    broken: Callable[[], Any] = nullcontext
+
+    def reference(self) -> None:
+        return None
+
+    def run(self, expected: None) -> None:
+        asked = []
+
+        def counted(*args: Any) -> bool:
+            asked.append(args)
+            return on_any_rank(*args)
+
+        asks = [patch(f"lightning_gc.engines.{module}.on_any_rank", counted) for module in ("sharded", "mixed")]
+        with warnings.catch_warnings(record=True) as caught, self.broken(), asks[0], asks[1]:
+            warnings.simplefilter("always")
+            self.training.fit(self.model(self.training), strategy=self.strategy(), devices=dist.get_world_size())
+        remarks = [str(w.message) for w in caught if str(w.message).startswith("GradientCentralization")]
+        assert len(asked) == 1, len(asked)
+        if self.said and dist.get_rank() == 0:
+            assert len(remarks) == 1, remarks
+            assert self.said in remarks[0], remarks
+        else:
+            assert remarks == []
 
 
 def compare_weights(got: Weights, expected: Weights, when: str) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -15,8 +16,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 
+from lightning_gc.engines.partitions import Partition
 from lightning_gc.selection.places import clean_name
-from tests.distributed.checks import Check, Recorder, Training, Weights, gc, max_difference
+from tests.distributed.checks import Check, Recorder, Told, Training, Weights, gc, max_difference
 from tests.distributed.costs import CountedInside
 from tests.distributed.mixed import InSixteenBits, MastersInSixteenBits
 from tests.distributed.models import Block, Model, OneSize
@@ -279,6 +281,19 @@ CHECKS: dict[int, dict[str, Any]] = {
             f"bf16_optimizer-{t}": masters(1, "bf16-mixed", t, config={"data_types": {"grad_accum_dtype": "fp32"}})
             for t in TARGETS
         },
+        **{
+            f"zero_{stage}-told-{name}": Told(
+                Training(gc(), **ADAMW, **clip, zero_unused=True),
+                deepspeed(stage),
+                "had a gradient in an optimizer step",
+                model,
+                # DeepSpeed holds gradients where nobody looks for them, as it did with `cpu_offload` once.
+                lambda: patch.object(Partition, "read", lambda *_: None),
+            )
+            for stage in (2, 3)
+            for name, clip in (("in_step", {}), ("before_clipping", CLIP))
+        },
+        "zero_2-told-not": Told(Training(gc(), zero_unused=True), deepspeed(2), "", model),
         # 126 elements, cut at 63, in row 3 of the second weight: one number for all.
         "cost-zero_2": Cost(2, 6, 1),
         # Each weight of 49 cut at 25, in row 3: one number for each.

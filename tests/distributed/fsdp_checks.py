@@ -18,7 +18,7 @@ from lightning_gc import centralize
 from lightning_gc.engines.fsdp import FSDPEngine
 from lightning_gc.selection import build_selection
 from lightning_gc.selection.places import clean_name
-from tests.distributed.checks import Check, Training, Weights, gc
+from tests.distributed.checks import Check, Told, Training, Weights, gc
 from tests.distributed.costs import Counted, bytes_of_log
 from tests.distributed.mixed import InSixteenBits
 from tests.distributed.models import WRAPPED, Block, Model, Net
@@ -245,6 +245,9 @@ CHECKS: dict[int, dict[str, Any]] = {
         "no_shard-gradient-flat": check(gc(), sharding="NO_SHARD", orig=False),
         "no_shard-update": check(gc("update"), ADAMW, sharding="NO_SHARD"),
         "no_shard-update-flat": check(gc("update"), ADAMW, sharding="NO_SHARD", orig=False),
+        # One that no rank has a gradient of, and one that rank 1 alone has anything of.
+        "told": Told(Training(gc(include="net.unused")), fsdp(), "unused.linear.weight) had a gradient"),
+        "told-not": Told(Training(gc(include="net.head"), **ZERO), fsdp(wrap=None), ""),
         "shards-float32": Shards(torch.float32),
         "shards-bfloat16": Shards(torch.bfloat16),
         "shards-bfloat16-flat": Shards(torch.bfloat16, {"orig": False}),

@@ -157,3 +157,52 @@ def test_clipping_by_value():
     assert remarks(Classifier(), GradientCentralization(target="clipped_gradient"), **clipping) == []
     assert remarks(Classifier(), gradient_clip_val=0.1) == []
     assert remarks(Classifier(), gradient_clip_algorithm="value") == []
+
+
+class SteppedInHooks(Classifier):
+    """Each parameter has an optimizer of its own, which is stepped as soon as its gradient is there."""
+
+    def configure_optimizers(self):
+        for parameter in self.parameters():
+            optimizer = torch.optim.SGD([parameter], lr=0.1)
+            parameter.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+
+
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+def test_optimizers_that_are_stepped_in_gradient_hooks_past_the_trainer(target):
+    module, before = SteppedInHooks(), Classifier()
+    (said,) = remarks(module, GradientCentralization(target=target))
+    assert not torch.equal(module.net[6].weight, before.net[6].weight)
+    assert "3 parameters (net.0.weight, net.3.weight, net.6.weight) were trained by an optimizer" in said
+    assert "`configure_optimizers`" in said
+
+
+def test_none_for_parameters_of_no_optimizer_that_are_changed_beside_training():
+    class WithTarget(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.target = nn.Linear(24, 3)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.target.load_state_dict(self.net[6].state_dict())
+
+    assert remarks(WithTarget()) == []
+
+
+def test_nothing_is_asked_while_an_exception_is_handled():
+    asked = []
+
+    class Asks(GradientCentralization):
+        def on_train_batch_end(self, *args):
+            asked.append(args)
+
+    class Fails(Classifier):
+        def on_before_zero_grad(self, optimizer):
+            raise RuntimeError("in the step")
+
+    with pytest.raises(RuntimeError, match="in the step"):
+        remarks(Fails(), Asks())
+    assert asked == []
