@@ -9,16 +9,10 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gc import GradientCentralization, __version__
 
@@ -52,37 +46,13 @@ def blocks(markdown: str) -> list[Block]:
     return found
 
 
-class MyModel(LightningModule):
-    """Classifies sequences of tokens; it has what the README's filters name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 6)
-        self.encoder = nn.Linear(6, 5)
-        self.head = nn.Linear(5, 3)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        tokens, labels = batch
-        return F.cross_entropy(self.head(self.encoder(self.embedding(tokens)).relu().mean(1)), labels)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class MyData(LightningDataModule):
-    def train_dataloader(self) -> DataLoader:
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(0, 11, (8, 4), generator=generator)
-        return DataLoader(TensorDataset(tokens, tokens[:, 0] % 3), batch_size=4)
-
-
 @dataclass
 class Reader:
-    """Follows the README from top to bottom, as a user with a model and data of their own would."""
+    """Follows the README from top to bottom. Each block has a namespace of its own, as if it were pasted alone."""
 
-    namespace: dict[str, Any]
     folder: Path
     monkeypatch: pytest.MonkeyPatch
+    namespace: dict[str, Any] = field(default_factory=dict)  # of the last block
     printed: str = ""
     train_py: str = ""
     seen: list[str] = field(default_factory=list)
@@ -99,6 +69,7 @@ class Reader:
         if block.text.startswith("# train.py"):
             self.train_py = block.text  # run by the commands that call it
             return
+        self.namespace = {"__name__": "__main__"}
         output = io.StringIO()
         with redirect_stdout(output):
             exec(compile("\n" * block.line + block.text, str(ROOT / "README.md"), "exec"), self.namespace)
@@ -112,7 +83,7 @@ class Reader:
         (self.folder / "config.yaml").write_text(block.text)
 
     def read_console(self, block: Block) -> None:
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             program, *arguments = shlex.split(line)
             match program, *arguments:
                 case ["python", "train.py", *arguments]:
@@ -146,13 +117,13 @@ class Reader:
                 for argument in ("include", "exclude", "target", "fan_in_dims", "log_means", "log_prefix"):
                     assert re.search(rf"--\S*{argument}\b.*\n? +[A-Z]", output.getvalue()), argument
                 return
-            exec(self.train_py.replace("LightningCLI(MyModel", "cli = LightningCLI(MyModel"), namespace)
+            exec(self.train_py.replace("\nLightningCLI(", "\ncli = LightningCLI("), namespace)
         trainer = namespace["cli"].trainer
         (callback,) = [c for c in trainer.callbacks if isinstance(c, GradientCentralization)]
-        expected = "exclude=[torch.nn.Embedding, 'head.*'], log_means='per_parameter')"
+        expected = "exclude=[torch.nn.Embedding, torch.nn.LSTM], log_means='per_parameter')"
         assert repr(callback).endswith(expected), repr(callback)
         assert trainer.global_step == 1
-        assert trainer.callback_metrics["gc/mean_post/encoder.weight"] < 1e-7
+        assert trainer.callback_metrics["gc/mean_post/layer.weight"] < 1e-7
 
 
 def check_extras(project: str) -> None:
@@ -164,11 +135,8 @@ def check_extras(project: str) -> None:
 
 
 def test_every_code_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    my_project = ModuleType("my_project")
-    my_project.MyModel, my_project.MyData = MyModel, MyData
-    monkeypatch.setitem(sys.modules, "my_project", my_project)
     monkeypatch.chdir(tmp_path)
-    reader = Reader({"model": MyModel(), "data": MyData()}, tmp_path, monkeypatch)
+    reader = Reader(tmp_path, monkeypatch)
 
     found = blocks(README)
     for block in found:
@@ -194,7 +162,7 @@ def test_versions_agree() -> None:
 
 
 def test_a_block_of_an_unknown_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader({}, tmp_path, monkeypatch)
+    reader = Reader(tmp_path, monkeypatch)
     with pytest.raises(pytest.fail.Exception, match="'ruby' blocks"):
         reader.read(*blocks("```ruby\nputs 1\n```\n"))
     with pytest.raises(pytest.fail.Exception, match="rm -rf"):

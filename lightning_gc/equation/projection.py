@@ -42,6 +42,7 @@ def centralize(tensor: Tensor, dims: int | Sequence[int] | None = None, *, group
 
     Example:
         >>> import torch
+        >>> from lightning_gc import centralize
         >>> centralize(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
         tensor([[-0.5000,  0.5000],
                 [-1.0000,  1.0000]])
@@ -87,6 +88,7 @@ def centralize_(tensor: Tensor, dims: int | Sequence[int] | None = None, *, grou
 
     Example:
         >>> import torch
+        >>> from lightning_gc import centralize_
         >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
         >>> weight.grad = torch.tensor([[0.0, 2.0], [6.0, 0.0]])
         >>> centralize_(weight.grad)

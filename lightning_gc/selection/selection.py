@@ -132,6 +132,7 @@ def select(
             dims are out of range.
 
     Example:
+        >>> from lightning_gc import select
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 10))
         >>> print(select(model, exclude="3"))

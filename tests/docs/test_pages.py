@@ -1,42 +1,61 @@
-"""The documentation's pages: every Python block runs, every test and every page that they name is there."""
+"""The documentation's pages: every block runs when it is pasted alone; every test and picture that they name is there."""
 
 from __future__ import annotations
 
 import ast
+import doctest
+import inspect
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from lightning.pytorch import Trainer
-from torch import nn
 
-from lightning_gc import GradientCentralization
+import lightning_gc
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-# The pages whose blocks stand by themselves, one after the other, with the names that `namespace` has.
-RUNNABLE = ["choosing_layers.md", "clipping.md", "without_lightning.md"]
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def fenced(page: Path, language: str) -> list:
+    """A parameter of a test for each block of a page, which is not one that says on its first line what it needs."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{re.escape(language)}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = [(text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
+    return [pytest.param(b, id=f"{page.name}:{line}") for line, b in blocks if not b.startswith("# needs ")]
 
 
-def namespace() -> dict[str, Any]:
-    return {"GradientCentralization": GradientCentralization, "Trainer": Trainer, "nn": nn, "torch": torch}
+@pytest.mark.parametrize("block", [block for page in PAGES for block in fenced(page, "python")])
+def test_a_block_runs_when_it_is_pasted_alone(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "a block", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-@pytest.mark.filterwarnings("ignore")
-def test_python_blocks_run(name):
-    found = blocks(DOCS / name)
-    assert found
-    names = namespace()
-    for block in found:
-        exec(compile(block, name, "exec"), names)
+def run_examples(text: str) -> None:
+    """With nothing but what they import themselves."""
+    examples = doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, "a block", None, None)
+    assert examples.examples
+    said: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(examples, out=said.append)
+    assert not said, "".join(said)
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in fenced(page, "{doctest}")])
+def test_a_session_runs_when_it_is_pasted_alone(block):
+    run_examples(block)
+
+
+@pytest.mark.parametrize("name", lightning_gc.__all__)
+def test_the_example_of_a_docstring_runs_when_it_is_pasted_alone(name):
+    documented = getattr(lightning_gc, name)
+    assert name in (DOCS / "api.md").read_text(encoding="utf-8")
+    if documented is not lightning_gc.Selection:  # which `select` makes, and shows
+        run_examples(inspect.getdoc(documented))
+
+
+def test_a_block_that_lacks_a_name_fails():
+    with pytest.raises(AssertionError, match="NameError"):
+        run_examples(">>> select(None)\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
