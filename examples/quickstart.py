@@ -1,8 +1,6 @@
 """Train a small CNN on scikit-learn's digits, without Gradient Centralization and with it, and compare.
 
-Both runs start from the same weights and see the same batches in the same order. The learning rate is a bold one, as in
-the setting `high-lr` of the study (docs/study.md): there Gradient Centralization does something. Of the seeds 0 to 15, the
-run with it had the higher validation accuracy in 15 (97.9 % instead of 96.2 % on average). Run it with ``make demo``, or by itself:
+Both runs start from the same weights and see the same batches in the same order. Run it with ``make demo``, or by itself:
 ``python examples/quickstart.py --help``.
 """
 
@@ -29,13 +27,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gc import GradientCentralization, select
 
+BOLD = 0.5  # the learning rate at which the operation does something, and of which `SETTING` says what was measured
 LOG_EVERY = 4  # optimizer steps; Lightning's own default is 50
+
+SETTING = f"""\
+The setting: SGD with momentum at a learning rate that falls from {BOLD} to 0 as a cosine. That is a bold one, as in the
+setting high-lr of the study (docs/study.md): there Gradient Centralization does something. Of the seeds 0 to 15 of
+this demo, 15 had the higher validation accuracy with it (97.9 % instead of 96.2 % on average)."""
 
 
 class DigitsCNN(LightningModule):
     """Two convolutions and a linear layer for 8x8 images. Nothing in it knows of Gradient Centralization."""
 
-    def __init__(self, lr: float = 0.5) -> None:
+    def __init__(self, lr: float = BOLD) -> None:
         super().__init__()
         self.lr = lr
         self.features = nn.Sequential(
@@ -104,7 +108,7 @@ def digits(seed: int) -> tuple[DataLoader, DataLoader]:
     return train, DataLoader(TensorDataset(val_images, val_labels), batch_size=len(val_labels))
 
 
-def train(callbacks: list[Callback], epochs: int, seed: int, lr: float = 0.5) -> History:
+def train(callbacks: list[Callback], epochs: int, seed: int, lr: float = BOLD) -> History:
     """Train a new network from the seed with these callbacks."""
     seed_everything(seed)
     history = History()
@@ -135,9 +139,11 @@ def time_hook(callback: GradientCentralization) -> list[float]:
     return seconds
 
 
-def report(without: History, with_gc: History, hooks: Sequence[float]) -> str:
-    """What was centralized, what that did to the means, and how the two runs compare."""
-    lines = ["", "Which parameters were centralized, over which dims, and why the others were not", ""]
+def report(without: History, with_gc: History, hooks: Sequence[float], lr: float = BOLD) -> str:
+    """In which setting, what was centralized, what that did to the means, and how the two runs compare."""
+    other = f"The setting: a first learning rate of {lr}, and not the {BOLD} of the demo."
+    lines = ["", SETTING if lr == BOLD else other]
+    lines += ["", "Which parameters were centralized, over which dims, and why the others were not", ""]
     lines += [str(select(DigitsCNN())), ""]
 
     lines += ["The gradients of the weight vectors: |mean| before and after, averaged over all of them", ""]
@@ -242,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each of the two runs")
     parser.add_argument("--seed", type=int, default=1, help="of the weights, the split and the order of the batches")
     parser.add_argument("--out", type=Path, default=Path("demo/quickstart.png"), help="where the plot goes")
-    parser.add_argument("--lr", type=float, default=0.5, help="the first learning rate; it falls to 0 as a cosine")
+    parser.add_argument("--lr", type=float, default=BOLD, help="the first learning rate; it falls to 0 as a cosine")
     options = parser.parse_args(arguments)
 
     # The data are in memory already: there is nothing for data loading workers to do.
@@ -257,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = time_hook(callback)
     with_gc = train([callback], options.epochs, options.seed, options.lr)
 
-    print(report(without, with_gc, seconds))
+    print(report(without, with_gc, seconds, options.lr))
     plot(without, with_gc, options.out)
     print(f"\nThe plot is in {options.out}.")
 

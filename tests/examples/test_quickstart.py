@@ -28,6 +28,7 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart.main(["--epochs", "2", "--seed", "3", "--out", str(plot)])
 
     printed = capsys.readouterr().out
+    assert "at a learning rate that falls from 0.5 to 0 as a cosine. That is a bold one" in printed
     assert re.search(r"^head\.weight +\(10, 512\) +\(1,\) +10 +512 +yes \(Linear\)$", printed, re.M)
     assert "normalisation layer: features.1.weight, " in printed
     rows = re.findall(r"^ +(\d+)  +(\d\.\d\de-\d\d)  +(\d\.\d\de-\d\d) +([\d.]+)%$", printed, re.M)
@@ -63,6 +64,13 @@ def test_the_share_is_of_each_hook_in_the_step_that_it_is_part_of() -> None:
     assert len(hooks) == len(history.seconds)
     assert all(0 < hook < step for hook, step in zip(hooks, history.seconds, strict=True))
     assert history.means
+
+
+def test_the_report_says_which_setting_it_is_of() -> None:
+    history = quickstart.train([GradientCentralization()], epochs=1, seed=0, lr=0.01)
+    report = quickstart.report(history, history, history.seconds, lr=0.01)
+    assert "a first learning rate of 0.01, and not the 0.5 of the demo" in report
+    assert "15 had the higher" not in report
 
 
 def test_smooth_is_the_mean_of_all_values_so_far_without_decay() -> None:
