@@ -1,8 +1,9 @@
-"""The plots of study.py."""
+"""The plots of the study."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette: also for readers who do not tell red from green.
-COLORS = {"none": "#000000", "gradient": "#0072B2", "update": "#D55E00", "convolutions": "#009E73", "head": "#CC79A7"}
+COLORS = {
+    "none": "#000000",
+    "gradient": "#0072B2",
+    "update": "#D55E00",
+    "convolutions": "#009E73",
+    "head": "#CC79A7",
+    "trunk": "#009E73",
+}
 LABELS = {
     "none": "without GC",
     "gradient": 'target="gradient"',
     "update": 'target="update"',
     "convolutions": "gradient, convolutions only",
     "head": "gradient, linear layer only",
+    "trunk": "gradient, all but the last layer",
 }
 
 
-def plot_training_loss(runs: dict[Any, dict[str, Any]], settings: Sequence[str], arms: Sequence[str]) -> Figure:
-    """The training loss by epoch, one panel for each setting: the mean over the seeds, and all of them in pale."""
+def plot_training_loss(
+    runs: dict[Any, dict[str, Any]], settings: Sequence[str], arms: Sequence[str], time: str = "epoch"
+) -> Figure:
+    """The training loss by epoch (or another part of the run), one panel for each setting: the mean over the seeds, and all of them in pale."""
     names = [s for s in settings if any(name == s for name, _, _ in runs)]
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
@@ -45,7 +56,7 @@ def plot_training_loss(runs: dict[Any, dict[str, Any]], settings: Sequence[str],
         axis.tick_params(axis="both", which="both", labelsize=7)
     for axis in figure.axes[len(names) :]:
         axis.set_visible(False)
-    figure.supxlabel("epoch", fontsize=9)
+    figure.supxlabel(time, fontsize=9)
     figure.supylabel("training loss", fontsize=9)
     figure.legend(shown.values(), [LABELS[a] for a in shown], loc="outside upper center", ncols=5, fontsize=8)
     return figure
@@ -59,6 +70,20 @@ def plot_test_accuracy(comparisons: Sequence[Any], settings: Sequence[str], arms
         arms,
         "difference in test accuracy to the arm without GC, percentage points (95% CI)",
     )
+
+
+def plot_test_error(comparisons: Sequence[Any], settings: Sequence[str], arms: Sequence[str]) -> Figure | None:
+    """The paired differences in the error on what was held out, in standard deviations of the runs without.
+
+    So that nats and logarithms of errors share an axis.
+    """
+    scaled = [
+        replace(c, **{key: getattr(c, key) / c.without_sd for key in ("difference", "low", "high")})
+        for c in comparisons
+        if c.metric == "test_error" and c.without_sd > 0
+    ]
+    label = "difference in error on what was held out, in standard deviations of the runs without GC (95% CI): right is worse"
+    return _forest(scaled, settings, arms, label)
 
 
 def plot_epochs_to_baseline(

@@ -1,0 +1,1 @@
+"""What study.py is made of: its settings, the data and networks, the runs, and the report."""
