@@ -93,12 +93,12 @@ def burgers(u0: Tensor, time: float, viscosity: float) -> Tensor:
 
 
 def flows(generator: torch.Generator, pairs: int = 2_500, points: int = 64, held_out: int = 500) -> Data:
-    """Random smooth initial conditions of Burgers' equation, `(N, points)`, and what has become of each at t = 0.15."""
+    """Random smooth initial conditions of Burgers' equation, `(N, points)`, and what has become of each at t = 0.05."""
     x = torch.arange(4 * points, dtype=torch.float64) / (4 * points)  # solved on a grid four times as fine
     waves = torch.arange(1, 5)[:, None] * 2 * torch.pi * x
     amplitudes = torch.randn(2, pairs, 4, generator=generator, dtype=torch.float64) / torch.arange(1, 5)
     u0 = amplitudes[0] @ waves.sin() + amplitudes[1] @ waves.cos()
-    later = burgers(u0, time=0.15, viscosity=0.02)
+    later = burgers(u0, time=0.05, viscosity=0.02)
     inputs, targets = u0[:, ::4].float(), later[:, ::4].float()
     inputs, targets = inputs / inputs.std(), targets / targets.std()
     return Data(inputs[held_out:], targets[held_out:], inputs[:held_out], targets[:held_out])

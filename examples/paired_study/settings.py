@@ -57,25 +57,25 @@ IMAGES: dict[str, ImageSetting] = {
     "all-images": ImageSetting(images=60_000, epochs=5),
 }
 LANGUAGE: dict[str, Setting] = {
-    "language-sgd": Setting("language", 600, "sgd", 0.1),
-    "language-adamw": Setting("language", 600, "adamw", 3e-3),
-    "language-adamw-high-lr": Setting("language", 600, "adamw", 1.2e-2),
-    "language-lion": Setting("language", 600, "lion", 1e-3),
+    "language-sgd": Setting("language", 500, "sgd", 0.03),
+    "language-adamw": Setting("language", 500, "adamw", 3e-3),
+    "language-adamw-high-lr": Setting("language", 500, "adamw", 1.2e-2),
+    "language-lion": Setting("language", 500, "lion", 1e-3),
 }
 REGRESSION: dict[str, Setting] = {
-    "field-sgd": Setting("field", 2000, "sgd", 0.3),
-    "field-adamw": Setting("field", 2000, "adamw", 1e-2),
-    "field-adamw-restarts": Setting("field", 2000, "adamw", 1e-2, "restarts"),
-    "field-lion-constant": Setting("field", 2000, "lion", 1e-3, "constant"),
-    "burgers-adamw": Setting("burgers", 600, "adamw", 3e-3),
-    "burgers-adamw-restarts": Setting("burgers", 600, "adamw", 3e-3, "restarts"),
-    "burgers-lion-restarts": Setting("burgers", 600, "lion", 3e-4, "restarts"),
+    "field-sgd": Setting("field", 1500, "sgd", 0.3),
+    "field-adamw": Setting("field", 1500, "adamw", 1e-2),
+    "field-adamw-restarts": Setting("field", 1500, "adamw", 1e-2, "restarts"),
+    "field-lion-constant": Setting("field", 1500, "lion", 1e-3, "constant"),
+    "burgers-adamw": Setting("burgers", 500, "adamw", 3e-3),
+    "burgers-adamw-restarts": Setting("burgers", 500, "adamw", 3e-3, "restarts"),
+    "burgers-lion-restarts": Setting("burgers", 500, "lion", 1e-3, "restarts"),
 }
 FINE_TUNING: dict[str, Setting] = {
-    "digits-head-sgd-constant": Setting("digits", 0, "sgd", 0.01, "constant", head_steps=300),
-    "digits-all-adamw": Setting("digits", 300, "adamw", 1e-3, head_steps=300),
-    "code-head-adamw-constant": Setting("code", 0, "adamw", 3e-3, "constant", head_steps=300),
-    "code-all-adamw": Setting("code", 300, "adamw", 1e-3, head_steps=300),
+    "digits-head-sgd-constant": Setting("digits", 0, "sgd", 0.01, "constant", head_steps=200),
+    "digits-all-adamw": Setting("digits", 200, "adamw", 3e-3, head_steps=200),
+    "code-head-adamw-constant": Setting("code", 0, "adamw", 1e-2, "constant", head_steps=200),
+    "code-all-adamw": Setting("code", 200, "adamw", 3e-3, head_steps=200),
 }
 TASKS: dict[str, dict[str, Any]] = {
     "images": IMAGES,

@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, float]]] = {
     "adamw": (AdamW, {"weight_decay": 1e-2}),
     "lion": (Lion, {"weight_decay": 1e-1}),  # its learning rates are a tenth of AdamW's
 }
-SCHOOLING_STEPS = 400  # of a trunk that is to be fine-tuned
+SCHOOLING_STEPS = 300  # of a trunk that is to be fine-tuned
 PARTS = 10  # of a run, for its curve of training losses
 
 
