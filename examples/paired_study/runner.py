@@ -111,8 +111,11 @@ def _results(missing: list[Job], folder: Path, data: Path, workers: int) -> Iter
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare) as pool:
         futures = {pool.submit(run, job, folder, data): job for job in missing}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:  # stopped by Ctrl-C or an error: without this, the pool would train all that is left first
+            pool.shutdown(cancel_futures=True)
 
 
 def prepare() -> None:
