@@ -25,7 +25,7 @@ from pathlib import Path
 
 import fashion_mnist
 from paired_study import report, runner
-from paired_study.settings import ARMS, FIRST_STEPS, IMAGE_ARMS, SETTINGS, TASKS
+from paired_study.settings import ARMS, ARMS_AFTERWARDS, FIRST_STEPS, IMAGE_ARMS, SETTINGS, TASKS
 
 QUICK_SETTINGS = {
     "images": ["sgd", "high-lr"],
@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--task", nargs="+", choices=TASKS, help="default: images, or with --full and --tune all")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, metavar="NAME", help=", ".join(SETTINGS))
-    arms = list(dict.fromkeys([*IMAGE_ARMS, *ARMS, FIRST_STEPS]))
+    arms = list(dict.fromkeys([*IMAGE_ARMS, *ARMS, *ARMS_AFTERWARDS, FIRST_STEPS]))
     parser.add_argument("--arms", nargs="+", choices=arms, metavar="ARM", help=", ".join(arms))
     parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, from 0 on")
     parser.add_argument("--data", type=Path, default=fashion_mnist.DEBIAN_FOLDER, help="the IDX files' folder")

@@ -18,6 +18,7 @@ COLORS = {
     "convolutions": "#009E73",
     "head": "#CC79A7",
     "trunk": "#009E73",
+    "wide": "#CC79A7",
 }
 LABELS = {
     "none": "without GC",
@@ -26,6 +27,7 @@ LABELS = {
     "convolutions": "gradient, convolutions only",
     "head": "gradient, linear layer only",
     "trunk": "gradient, all but the last layer",
+    "wide": "gradient, all but the layer of fan-in 2",
 }
 
 
@@ -82,7 +84,10 @@ def plot_test_error(comparisons: Sequence[Any], settings: Sequence[str], arms: S
         for c in comparisons
         if c.metric == "test_error" and c.without_sd > 0
     ]
-    label = "difference in error on what was held out, in standard deviations of the runs without GC (95% CI): right is worse"
+    label = (
+        "difference in error on what was held out to the arm without GC (95% CI), in standard deviations\n"
+        "of that arm over the seeds; to the right is worse"
+    )
     return _forest(scaled, settings, arms, label)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from paired_study.comparisons import load_runs
 from paired_study.image_report import write_images
 from paired_study.rule_report import write_norms, write_rule
-from paired_study.settings import ARMS, FIRST_STEPS, IMAGE_ARMS, TASKS
+from paired_study.settings import ARMS, ARMS_AFTERWARDS, FIRST_STEPS, IMAGE_ARMS, TASKS
 from paired_study.situations import situations
 from paired_study.tables import read_comparisons
 from paired_study.task_report import write_tasks
@@ -22,7 +22,7 @@ def write_report(folder: Path, settings: Sequence[str], arms: Iterable[str] | No
 
     Arms that lack a seed are left out: what is quoted is of all `seeds` seeds.
     """
-    chosen = list(arms) if arms is not None else list(dict.fromkeys([*IMAGE_ARMS, *ARMS]))
+    chosen = list(arms) if arms is not None else list(dict.fromkeys([*IMAGE_ARMS, *ARMS, *ARMS_AFTERWARDS]))
     runs, incomplete = load_runs(folder, settings, [arm for arm in chosen if arm != FIRST_STEPS], seeds)
     if incomplete:
         print(f"not complete, and left out: {'; '.join(incomplete)}\n")

@@ -13,7 +13,7 @@ from paired_study.comparisons import Comparison, Runs
 from paired_study.rule import FEATURES, Case, Norms, Rule, choose, judge, p_against_constant
 from paired_study.settings import TASKS
 from paired_study.situations import OUTCOMES
-from paired_study.tables import p_value, read_csv, write_csv
+from paired_study.tables import p_equals, read_csv, write_csv
 
 
 def write_norms(folder: Path, runs: Runs) -> None:
@@ -113,12 +113,10 @@ def as_markdown(rule: Rule, images: Sequence[Case], others: Sequence[Case], pair
     lines += [
         f"| {row[0].name} | {' | '.join(f'{j.right} of {j.cases}' for j in row)} |" for row in zip(*counts, strict=True)
     ]
-    coin = counts[1][0].p_coin
-    against = [p_against_constant(others, rule, always) for always in (True, False)]
-    lines += [
-        "",
-        f"Exact tests on the new settings: against a coin p = {p_value(coin)}; against always with p = "
-        f"{p_value(against[0])}; against always without p = {p_value(against[1])}.",
-        "",
-    ]
-    return "\n".join(lines)
+    tests = {
+        "a coin": counts[1][0].p_coin,
+        "always with": p_against_constant(others, rule, always=True),
+        "always without": p_against_constant(others, rule, always=False),
+    }
+    said = "; ".join(f"against {name} {p_equals(p)}" for name, p in tests.items())
+    return "\n".join([*lines, "", f"Exact tests of the rule on the new settings: {said}.", ""])

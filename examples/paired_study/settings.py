@@ -101,6 +101,8 @@ ARMS: Arms = {
     "update": {"target": "update"},
     "trunk": {"target": "gradient", "exclude": ["head"]},
 }
+# Named when the results of the others were there, to see where the harm in `field` comes from; corrected by itself.
+ARMS_AFTERWARDS: Arms = {"wide": {"target": "gradient", "exclude": ["trunk.0"]}}  # all but the layer of fan-in 2
 
 
 def arms_of(name: str) -> Arms:
@@ -110,4 +112,4 @@ def arms_of(name: str) -> Arms:
         return IMAGE_ARMS
     if not setting.steps:  # the head is all that is trained: without it nothing would be centralized
         return {arm: arguments for arm, arguments in ARMS.items() if arm != "trunk"}
-    return ARMS
+    return {**ARMS, **ARMS_AFTERWARDS} if setting.problem == "field" else ARMS

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from paired_study.comparisons import Comparison
 from paired_study.settings import SETTINGS, Setting
-from paired_study.tables import p_value
+from paired_study.tables import p_equals
 
 OUTCOMES = ("test_loss", "test_error")  # of images, and of the other tasks
 ARM_COLUMNS = {  # what is centralized: the arms' names where they mean the same
@@ -55,7 +55,7 @@ def situations(comparisons: Sequence[Comparison], tasks: dict[str, dict[str, obj
     """A row for each setting, under a row for each task."""
     outcomes = {(c.setting, c.arm): c for c in comparisons if c.metric in OUTCOMES}
     lines = [
-        f"| your situation | {' | '.join(ARM_COLUMNS)} | pairs of runs |",
+        f"| your situation | {' | '.join(ARM_COLUMNS)} | runs |",
         f"| --- | {'--- | ' * len(ARM_COLUMNS)}--: |",
     ]
     for task, names in tasks.items():
@@ -67,9 +67,9 @@ def situations(comparisons: Sequence[Comparison], tasks: dict[str, dict[str, obj
             ]
             found = [c for c in here if c is not None]
             if found:
-                pairs = f"{len(found)} x {max(c.seeds for c in found)}"
+                runs = (len(found) + 1) * max(c.seeds for c in found)
                 cells = [seen(c) if c else "" for c in here]
-                rows.append(f"| {SITUATIONS[name]} (`{name}`) | {' | '.join(cells)} | {pairs} |")
+                rows.append(f"| {SITUATIONS[name]} (`{name}`) | {' | '.join(cells)} | {runs} |")
         if rows:
             lines += [f"| {TASK_TITLES[task]} |{' |' * (len(ARM_COLUMNS) + 1)}", *rows]
     return "\n".join([*lines, ""])
@@ -81,8 +81,7 @@ def seen(comparison: Comparison) -> str:
     if verdict == "not tested":
         return f"not tested: {comparison.seeds} pairs have numbers"
     said = verdict if verdict == "nothing" else f"**{verdict}**"
-    p = p_value(comparison.p_holm)
-    return f"{said}: {percent(comparison):+.1f} % (p {p if p.startswith('<') else '= ' + p})"
+    return f"{said}: {percent(comparison):+.1f} % ({p_equals(comparison.p_holm)})"
 
 
 def percent(comparison: Comparison) -> float:

@@ -48,6 +48,12 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def p_equals(value: float) -> str:
+    """For a sentence: "p = 0.012" or "p < 0.001"."""
+    text = p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def write_csv(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Rows that all have the columns of the first."""
     with file.open("w", newline="") as stream:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paired_study.comparisons import Runs, compare_all
 from paired_study.plots import plot_test_error, plot_training_loss
-from paired_study.settings import ARMS
+from paired_study.settings import ARMS, ARMS_AFTERWARDS
 from paired_study.tables import Metric, details, write_comparisons, write_csv
 
 METRICS = {
@@ -29,7 +29,9 @@ def add_metrics(runs: Runs) -> None:
 def write_tasks(folder: Path, runs: Runs, settings: Sequence[str]) -> str:
     """Write tasks_results.csv, tasks_summary.csv, tasks_summary.md and plots into `folder`; returns the summary."""
     add_metrics(runs)
+    arms = [*ARMS, *ARMS_AFTERWARDS]
     comparisons = compare_all(runs, settings, ARMS, METRICS)
+    comparisons += compare_all(runs, settings, ARMS_AFTERWARDS, METRICS)
     columns = ["name", "arm", "seed", *METRICS, "test_accuracy", "seconds", "cpu_seconds", "torch", "python"]
     rows = [{**{c: run.get(c, "") for c in columns}, **run["setting"]} for run in runs.values()]
     write_csv(folder / "tasks_results.csv", rows)
@@ -38,8 +40,8 @@ def write_tasks(folder: Path, runs: Runs, settings: Sequence[str]) -> str:
     table = details(comparisons, METRICS)
     (folder / "tasks_summary.md").write_text(table)
     plots = {
-        "tasks_training_loss.png": plot_training_loss(runs, settings, list(ARMS), "tenth of the run"),
-        "tasks_test_error.png": plot_test_error(comparisons, settings, list(ARMS)),
+        "tasks_training_loss.png": plot_training_loss(runs, settings, arms, "tenth of the run"),
+        "tasks_test_error.png": plot_test_error(comparisons, settings, arms),
     }
     for name, figure in plots.items():
         if figure is not None:

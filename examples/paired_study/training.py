@@ -19,7 +19,7 @@ from lightning_gc import GradientCentralization
 from paired_study import norms
 from paired_study.data import Data
 from paired_study.problems import PROBLEMS, Loss, Problem
-from paired_study.settings import ARMS, Setting
+from paired_study.settings import ARMS, ARMS_AFTERWARDS, Setting
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, float]]] = {
     "sgd": (SGD, {"momentum": 0.9, "weight_decay": 1e-4}),
@@ -108,7 +108,7 @@ def train(setting: Setting, arm: str, seed: int) -> dict[str, Any]:
     """One run: train, test, and return what to remember of it. The arms of a seed differ in the callback alone."""
     began, began_cpu = time.perf_counter(), time.process_time()
     problem, generator = begin(setting, seed)
-    arguments, losses = ARMS[arm], []
+    arguments, losses = {**ARMS, **ARMS_AFTERWARDS}[arm], []
     for head_alone, steps in phases(setting):
         problem.trunk.requires_grad_(not head_alone)
         module = Learner(problem.trunk, problem.head, problem.loss, setting)

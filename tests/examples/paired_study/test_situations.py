@@ -38,5 +38,5 @@ def test_arms_that_mean_the_same_share_a_column():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     images = next(row for row in rows if "`sgd`" in row[0])
     field = next(row for row in rows if "`field-adamw`" in row[0])
-    assert images[1:] == ["**hurts**: +25.0 % (p = 0.012)", "", "**hurts**: +25.0 % (p = 0.012)", "2 x 8"]
-    assert field[1:] == ["", "", "**hurts**: +25.9 % (p = 0.012)", "1 x 8"]
+    assert images[1:] == ["**hurts**: +25.0 % (p = 0.012)", "", "**hurts**: +25.0 % (p = 0.012)", "24"]
+    assert field[1:] == ["", "", "**hurts**: +25.9 % (p = 0.012)", "16"]
