@@ -12,9 +12,9 @@ pairwise. Each run leaves one file; a run that has one is not trained again.
     python study.py --full --report-only             tables and plots of what is there
 
 The results are summarised for the images in results.csv (each run), summary.csv (paired differences with confidence
-intervals and p-values), summary.md and plots; for the other tasks in the same with tasks_ before the name; and
-rule.csv and rule.md say whether what is logged in the first steps tells in advance what helps. Images need Fashion-MNIST
-(fashion_mnist.py says where to get it), the other tasks nothing.
+intervals and p-values), summary.md and plots; for the other tasks in the same with tasks_ before the name; for all in
+situations.md; and rule.csv and rule.md say whether what is logged in the first steps tells in advance what helps. Images
+need Fashion-MNIST (fashion_mnist.py says where to get it), the other tasks nothing.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> None:
         except FileNotFoundError as error:
             sys.exit(str(error))
     if args.tune:
-        print(report.tuning(args.results, args.settings))
+        table = report.tuning(args.results, args.settings)
+        (args.results / "tuning.md").write_text(table + "\n")
+        print(table)
     else:
         report.write_report(args.results, args.settings, args.arms, args.seeds)
 

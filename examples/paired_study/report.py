@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 
 from paired_study.comparisons import load_runs
+from paired_study.effects import plot_effects
 from paired_study.image_report import write_images
 from paired_study.rule_report import write_norms, write_rule
 from paired_study.settings import ARMS, ARMS_AFTERWARDS, FIRST_STEPS, IMAGE_ARMS, TASKS
-from paired_study.situations import situations
+from paired_study.situations import ALL, DEFAULT, afterwards, situations
 from paired_study.tables import read_comparisons
 from paired_study.task_report import write_tasks
 
@@ -45,9 +47,14 @@ def write_conclusions(folder: Path) -> None:
     files = [file for file in (folder / "summary.csv", folder / "tasks_summary.csv") if file.exists()]
     comparisons = [comparison for file in files for comparison in read_comparisons(file)]
     if comparisons:
-        table = situations(comparisons, TASKS)
-        (folder / "situations.md").write_text(table)
+        (folder / "situations.md").write_text(situations(comparisons, TASKS, DEFAULT))
+        table = situations(comparisons, TASKS, ALL)
+        (folder / "situations_arms.md").write_text(table)
         print(table)
+        with rc_context({"svg.hashsalt": "study"}):  # the same file from the same numbers
+            plot_effects(comparisons, TASKS).savefig(folder / "effects.svg", metadata={"Date": None})
+        if any(c.arm in ARMS_AFTERWARDS for c in comparisons):
+            (folder / "afterwards.md").write_text(afterwards(comparisons))
     write_rule(folder, comparisons)
 
 

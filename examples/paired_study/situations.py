@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from paired_study.comparisons import Comparison
-from paired_study.settings import SETTINGS, Setting
+from paired_study.settings import ARMS_AFTERWARDS, SETTINGS, Setting
 from paired_study.tables import p_equals
 
 OUTCOMES = ("test_loss", "test_error")  # of images, and of the other tasks
-ARM_COLUMNS = {  # what is centralized: the arms' names where they mean the same
+DEFAULT = {"what was seen": ("gradient",)}  # of the callback as it comes
+ALL = {  # what is centralized: the arms' names where they mean the same
     'everything, `target="gradient"`': ("gradient",),
     'everything, `target="update"`': ("update",),
     "all but the last layer": ("convolutions", "trunk"),
@@ -18,8 +19,8 @@ ARM_COLUMNS = {  # what is centralized: the arms' names where they mean the same
 SITUATIONS: dict[str, str] = {
     "sgd": "SGD, BatchNorm, 10,000 images",
     "adamw": "AdamW, BatchNorm, 10,000 images",
-    "high-lr": "SGD at four times the learning rate",
-    "low-lr": "SGD at a fifth of the learning rate",
+    "high-lr": "SGD, four times the learning rate",
+    "low-lr": "SGD, a fifth of the learning rate",
     "small-init": "SGD, small initial weights",
     "no-norm": "SGD, no normalisation layers",
     "long": "SGD, many epochs: it overfits",
@@ -29,41 +30,42 @@ SITUATIONS: dict[str, str] = {
     "all-images": "SGD, 60,000 images",
     "language-sgd": "SGD",
     "language-adamw": "AdamW",
-    "language-adamw-high-lr": "AdamW at four times the learning rate",
+    "language-adamw-high-lr": "AdamW, four times the learning rate",
     "language-lion": "Lion",
-    "field-sgd": "MLP that fits a field, SGD",
-    "field-adamw": "the same, AdamW",
-    "field-adamw-restarts": "the same, AdamW, warm restarts",
-    "field-lion-constant": "the same, Lion, constant learning rate",
-    "burgers-adamw": "transformer for Burgers' equation, AdamW",
-    "burgers-adamw-restarts": "the same, AdamW, warm restarts",
-    "burgers-lion-restarts": "the same, Lion, warm restarts",
-    "digits-head-sgd-constant": "a CNN's new last layer alone (after a ReLU), SGD, constant learning rate",
-    "digits-all-adamw": "the same layer, then everything, AdamW",
-    "code-head-adamw-constant": "a transformer's new last layer alone (after a LayerNorm), AdamW, constant learning rate",
-    "code-all-adamw": "the same layer, then everything, AdamW",
+    "field-sgd": "MLP, SGD",
+    "field-adamw": "MLP, AdamW",
+    "field-adamw-restarts": "MLP, AdamW, warm restarts",
+    "field-lion-constant": "MLP, Lion, constant learning rate",
+    "burgers-adamw": "transformer, AdamW",
+    "burgers-adamw-restarts": "transformer, AdamW, warm restarts",
+    "burgers-lion-restarts": "transformer, Lion, warm restarts",
+    "digits-head-sgd-constant": "CNN, new last layer after a ReLU, SGD",
+    "digits-all-adamw": "CNN, new last layer, then everything, AdamW",
+    "code-head-adamw-constant": "transformer, new last layer after a LayerNorm, AdamW",
+    "code-all-adamw": "transformer, new last layer, then everything, AdamW",
 }
 TASK_TITLES = {
     "images": "**images**: a small CNN, Fashion-MNIST",
     "language": "**language**: a byte transformer",
-    "regression": "**regression**: what an equation gives",
-    "fine-tuning": "**fine-tuning**: a trunk that was trained before",
+    "regression": "**regression**: an MLP for a flow's velocity; a transformer for Burgers' equation",
+    "fine-tuning": "**fine-tuning**: what was trained on something else before",
 }
+Columns = Mapping[str, Sequence[str]]
 
 
-def situations(comparisons: Sequence[Comparison], tasks: dict[str, dict[str, object]]) -> str:
-    """A row for each setting, under a row for each task."""
+def situations(comparisons: Sequence[Comparison], tasks: dict[str, dict[str, object]], columns: Columns) -> str:
+    """A row for each setting, under a row for each task; a column for each of `columns`' arms."""
     outcomes = {(c.setting, c.arm): c for c in comparisons if c.metric in OUTCOMES}
     lines = [
-        f"| your situation | {' | '.join(ARM_COLUMNS)} | runs |",
-        f"| --- | {'--- | ' * len(ARM_COLUMNS)}--: |",
+        f"| your situation | {' | '.join(columns)} | runs |",
+        f"| --- | {'--- | ' * len(columns)}--: |",
     ]
     for task, names in tasks.items():
         rows = []
         for name in names:
             here = [
                 next((outcomes[name, arm] for arm in arms if (name, arm) in outcomes), None)
-                for arms in ARM_COLUMNS.values()
+                for arms in columns.values()
             ]
             found = [c for c in here if c is not None]
             if found:
@@ -71,7 +73,17 @@ def situations(comparisons: Sequence[Comparison], tasks: dict[str, dict[str, obj
                 cells = [seen(c) if c else "" for c in here]
                 rows.append(f"| {SITUATIONS[name]} (`{name}`) | {' | '.join(cells)} | {runs} |")
         if rows:
-            lines += [f"| {TASK_TITLES[task]} |{' |' * (len(ARM_COLUMNS) + 1)}", *rows]
+            lines += [f"| {TASK_TITLES[task]} |{' |' * (len(columns) + 1)}", *rows]
+    return "\n".join([*lines, ""])
+
+
+def afterwards(comparisons: Sequence[Comparison]) -> str:
+    """The same of the arm that was named afterwards, beside the default."""
+    outcomes = {(c.setting, c.arm): c for c in comparisons if c.metric in OUTCOMES}
+    lines = ["| setting | everything | all but the layer of fan-in 2 | runs |", "| --- | --- | --- | --: |"]
+    for (setting, arm), c in outcomes.items():
+        if arm in ARMS_AFTERWARDS and (setting, "gradient") in outcomes:
+            lines.append(f"| `{setting}` | {seen(outcomes[setting, 'gradient'])} | {seen(c)} | {3 * c.seeds} |")
     return "\n".join([*lines, ""])
 
 
@@ -80,13 +92,18 @@ def seen(comparison: Comparison) -> str:
     verdict = comparison.verdict
     if verdict == "not tested":
         return f"not tested: {comparison.seeds} pairs have numbers"
-    said = verdict if verdict == "nothing" else f"**{verdict}**"
+    said = "nothing significant" if verdict == "nothing" else f"**{verdict}**"
     return f"{said}: {percent(comparison):+.1f} % ({p_equals(comparison.p_holm)})"
 
 
 def percent(comparison: Comparison) -> float:
     """By how much the error on what was held out is larger with than without, in percent."""
+    return 100 * (ratio(comparison, comparison.difference) - 1)
+
+
+def ratio(comparison: Comparison, difference: float) -> float:
+    """What a difference of losses or errors, or of logarithms of errors, makes of the one without: 1 is no change."""
     setting = SETTINGS[comparison.setting]
-    if isinstance(setting, Setting) and setting.problem in ("field", "burgers"):  # the logarithm of the error
-        return 100 * math.expm1(comparison.difference * math.log(10))
-    return 100 * comparison.difference / comparison.without
+    if comparison.metric == "test_error" and isinstance(setting, Setting) and setting.problem in ("field", "burgers"):
+        return math.pow(10, difference)
+    return 1 + difference / comparison.without
