@@ -153,7 +153,10 @@ class GradientCentralization(Callback):
             self._fit.hook_optimizers()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Bring the selection up to date with what was unfrozen between epochs, and note what the parameters are."""
+        """Bring the selection up to date with what was unfrozen between epochs, by any callback or the module.
+
+        And note what is there before the batch, to notice when nothing of it is centralized.
+        """
         if self._fit:
             self._fit.before_batch(batch_idx)
 

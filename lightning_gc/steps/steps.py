@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ParamSpec
 
@@ -25,8 +25,8 @@ class Observer:
         """Whether to measure what is removed in the step that is being taken."""
         return False
 
-    def moves(self, plan: Plan, store: Store, role: Role) -> None:
-        """What `store` holds is about to be moved: that of the plan, or a part of it."""
+    def moves(self, plan: Plan, stores: Sequence[Store], role: Role) -> None:
+        """What these hold, the plan's own or parts of it, is about to be moved; none where none of it was found."""
 
     def measured(self, plan: Plan, optimizer: Optimizer, role: Role, measurement: Measurement) -> None:
         """What was removed."""
@@ -87,14 +87,18 @@ class Steps:
         """Centralize the gradients of all of an optimizer's parameters, before its step."""
         plan = self._planner.plan_for(optimizer)
         if plan.store.entries:
+            self._observer.moves(plan, [plan.store], "gradient")
             found = self._recentre(plan, plan.store, optimizer, "gradient", may_measure=True)
             self._observer.looked_for_gradients(plan, optimizer, found)
 
     def _centralize_gradients_of(self, optimizer: Optimizer, stepped: Optimizer, first: bool) -> None:
         """Those that `stepped` is about to use; measure them only the `first` time in a step."""
         plan = self._planner.plan_for(optimizer)
+        if not plan.store.entries:
+            return
         stores = plan.store.moved_by(stepped)
-        if plan.store.entries and stores:
+        self._observer.moves(plan, stores, "gradient")
+        if stores:
             found = [self._recentre(plan, store, stepped, "gradient", may_measure=first) for store in stores]
             self._observer.looked_for_gradients(plan, optimizer, any(found))
 
@@ -119,15 +123,14 @@ class Steps:
             return
         # With the plan of then: the optimizer may have been given more parameters since.
         plan, before = self._means_before[stepped].pop()
+        if plan.store.entries:
+            self._observer.moves(plan, [store for store, _ in before], "weight")
         for store, means in before:
             self._recentre(plan, store, stepped, "weight", means, may_measure=first)
 
     def _recentre(
         self, plan: Plan, store: Store, stepped: Optimizer, role: Role, to: Means | None = None, *, may_measure: bool
     ) -> bool:
-        if not store.entries:
-            return False
-        self._observer.moves(plan, store, role)
         if not may_measure or not self._observer.measures():
             return store.recentre_(role, to)
         measurement = store.recentre_measured_(role, to)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -101,19 +101,19 @@ class Fit(Observer):
         """Warn that another callback logs under the same names."""
         self._remarks.on_shared_prefix(callback, other, self._settings.log_prefix)
 
+    def look_again(self) -> None:
+        """Bring the selection up to date, between steps, with what was unfrozen."""
+        self._planner.look_again()
+
     def before_batch(self, batch_idx: int) -> None:
-        """Act before the forward of a batch."""
+        """Look again in the first batch of an epoch, and note what is there, to notice when nothing of it is moved."""
         if batch_idx == 0:
             self.look_again()
         self._silence.before_batch()
 
     def after_batch(self) -> None:
-        """Act after a batch."""
+        """Tell the user when parameters moved and nothing was centralized."""
         self._silence.after_batch()
-
-    def look_again(self) -> None:
-        """Bring the selection up to date, between steps, with what was unfrozen."""
-        self._planner.look_again()
 
     def hook_optimizers(self) -> None:
         """Put the target's hooks on the Trainer's optimizers, once on each."""
@@ -152,9 +152,9 @@ class Fit(Observer):
         """See :meth:`Observer.measures`: on the steps that the Trainer logs."""
         return self._logged.due()
 
-    def moves(self, plan: Plan, store: Store, role: Role) -> None:
+    def moves(self, plan: Plan, stores: Sequence[Store], role: Role) -> None:
         """See :meth:`Observer.moves`."""
-        self._silence.moves(plan, store, role)
+        self._silence.moves(plan, stores, role)
 
     def measured(self, plan: Plan, optimizer: Optimizer, role: Role, measurement: Measurement) -> None:
         """See :meth:`Observer.measured`: log it."""

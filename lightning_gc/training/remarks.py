@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from lightning_gc.engines import Store
+from lightning_gc.engines import Role, Store
 from lightning_gc.engines.target import Target
 from lightning_gc.selection import Entry, Selection
 
@@ -67,27 +67,29 @@ class Remarks:
 
     def on_steps_elsewhere(self, names: Sequence[str]) -> None:
         """Warn that parameters of no optimizer of the Trainer's were trained."""
-        if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            self._warn(
-                "elsewhere",
-                f"{len(names)} parameters ({shown}) were trained by an optimizer that the Trainer does not have, such as "
-                "one that is stepped in gradient hooks, and nothing was centralized. Return it from "
-                "`configure_optimizers`, or use lightning_gc.attach(optimizer, module) in place of the callback.",
-            )
+        self._warn(
+            "elsewhere",
+            f"{len(names)} parameters ({_first(names)}) were trained by an optimizer that the Trainer does not have, such "
+            "as one that is stepped in gradient hooks, and nothing was centralized. Return it from "
+            "`configure_optimizers`, or use lightning_gc.attach(optimizer, module) in place of the callback.",
+        )
 
-    def on_no_gradients(self, store: Store) -> None:
-        """Warn when none of the selected, trainable parameters had a gradient."""
+    def on_no_gradients(self, store: Store, role: Role = "gradient") -> None:
+        """Warn when none of the selected, trainable parameters had a gradient, or were there to be moved."""
         trainable = [entry.name for entry in store.entries if entry.parameter.requires_grad]
         if trainable:
-            names = ", ".join(trainable[:3]) + (", ..." if len(trainable) > 3 else "")
             self._warn(
                 "no gradients",
-                f"none of the {len(trainable)} selected parameters ({names}) had a gradient in an optimizer step, so "
-                "nothing was centralized.",
+                f"none of the {len(trainable)} selected parameters ({_first(trainable)}) "
+                + ("had a gradient" if role == "gradient" else "was found among the weights")
+                + " in an optimizer step, so nothing was centralized.",
             )
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._made:
             self._made.add(kind)
             rank_zero_warn(f"GradientCentralization: {message}")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

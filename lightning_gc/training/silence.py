@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lightning_gc.engines import Role, Store
 from lightning_gc.selection import Entry, Selection
@@ -13,6 +13,9 @@ from lightning_gc.training.remarks import Remarks
 class Silence:
     """Tells the user, once, when parameters moved and nothing of them was centralized on any rank.
 
+    A rank cannot know that by itself where it holds a part of the parameters alone. So the ranks ask each other: once for
+    each plan, after the first batch in which its optimizer stepped, where an exception is handled on none of them.
+
     Args:
         selection: Gives the selection in force.
         remarks: Through which the user is told.
@@ -22,34 +25,42 @@ class Silence:
         self._selection = selection
         self._remarks = remarks
         self._backward_ran = False
-        self._found: dict[Store, bool] = {}
-        self._asked: set[Store] = set()
+        self._found: dict[tuple[Store, Role], bool] = {}
+        self._asked: set[tuple[Store, Role]] = set()
+        self._watches = True
         self._versions: list[tuple[Entry, int]] = []
 
     def before_batch(self) -> None:
-        """Note how often the parameters that no optimizer of the Trainer holds were changed, until something steps."""
+        """Where the Trainer's optimizers hold nothing to centralize, note how often each parameter was changed."""
         self._backward_ran = False
-        left = [] if self._asked else [e for e in self._selection() if e.reason == NO_OPTIMIZER]
-        self._versions = [(entry, entry.parameter._version) for entry in left]
+        if self._watches:
+            selection = list(self._selection())
+            # Of some that no optimizer holds, who knows: a target network is not trained, and changes too.
+            held = any(entry.centralized for entry in selection)
+            left = [] if held else [entry for entry in selection if entry.reason == NO_OPTIMIZER]
+            self._versions = [(entry, entry.parameter._version) for entry in left]
 
     def after_backward(self) -> None:
         """Note that there should be gradients now."""
         self._backward_ran = True
 
-    def moves(self, plan: Plan, store: Store, role: Role) -> None:
+    def moves(self, plan: Plan, stores: Sequence[Store], role: Role) -> None:
         """Note whether this rank has anything to move, in a step of a plan that was not asked about."""
-        if plan.store not in self._asked:
-            self._found[plan.store] = self._found.get(plan.store, False) or store.holds_any(role)
+        key = (plan.store, role)
+        if key not in self._asked:
+            self._found[key] = self._found.get(key, False) or any(store.holds_any(role) for store in stores)
 
     def after_batch(self) -> None:
-        """Ask the other ranks about the plans that were acted on for the first time, never while an exception is handled."""
+        """Ask about the plans that were acted on for the first time, and look at what no optimizer holds."""
         found, self._found = self._found, {}
         if not self._backward_ran:
             return
-        for store, here in found.items():
-            self._asked.add(store)
+        for (store, role), here in found.items():
+            self._asked.add((store, role))
             if not store.on_any_rank(here):
-                self._remarks.on_no_gradients(store)
-        if not self._asked:
-            moved = [entry.name for entry, version in self._versions if entry.parameter._version != version]
+                self._remarks.on_no_gradients(store, role)
+        moved = [entry.name for entry, version in self._versions if entry.parameter._version != version]
+        if moved:
             self._remarks.on_steps_elsewhere(moved)
+        if found or moved:
+            self._watches, self._versions = False, []

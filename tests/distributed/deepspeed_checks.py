@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 
+from lightning_gc.engines.partitioned import PartitionedStore
 from lightning_gc.engines.partitions import Partition
 from lightning_gc.selection.places import clean_name
 from tests.distributed.checks import Check, Recorder, Told, Training, Weights, gc, max_difference
@@ -292,6 +293,17 @@ CHECKS: dict[int, dict[str, Any]] = {
             )
             for stage in (2, 3)
             for name, clip in (("in_step", {}), ("before_clipping", CLIP))
+        },
+        **{
+            # It steps on something else than what was found to hold the parameters.
+            f"zero_3-told-{target}": Told(
+                Training(gc(target), **ADAMW, zero_unused=True),
+                deepspeed(3),
+                said,
+                model,
+                lambda: patch.object(PartitionedStore, "moved_by", lambda *_: []),
+            )
+            for target, said in (("gradient", "had a gradient"), ("update", "was found among the weights"))
         },
         "zero_2-told-not": Told(Training(gc(), zero_unused=True), deepspeed(2), "", model),
         # 126 elements, cut at 63, in row 3 of the second weight: one number for all.

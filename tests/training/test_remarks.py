@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from lightning_gc import GradientCentralization
+from lightning_gc.engines import Store
 from tests.gan import GAN, gan_batches
 from tests.models import Classifier, fit
 
@@ -186,23 +187,36 @@ def test_none_for_parameters_of_no_optimizer_that_are_changed_beside_training():
         def configure_optimizers(self):
             return torch.optim.SGD(self.net.parameters(), lr=0.1)
 
-        def on_train_batch_end(self, outputs, batch, batch_idx):
+        def training_step(self, batch, batch_idx):
             self.target.load_state_dict(self.net[6].state_dict())
+            return super().training_step(batch, batch_idx)
 
-    assert remarks(WithTarget()) == []
+    assert remarks(WithTarget(), accumulate_grad_batches=4) == []
 
 
-def test_nothing_is_asked_while_an_exception_is_handled():
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What the callback asks of each step, and of other ranks, whether anything was centralized."""
+    calls = []
+    for name in ("holds_any", "on_any_rank"):
+        real = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
+    return calls
 
-    class Asks(GradientCentralization):
-        def on_train_batch_end(self, *args):
-            asked.append(args)
 
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+def test_it_is_asked_in_the_first_step_alone(asked, target):
+    assert remarks(Classifier(), GradientCentralization(target=target), accumulate_grad_batches=2, max_epochs=2) == []
+    assert asked == ["holds_any", "on_any_rank"]
+
+
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+def test_no_rank_is_asked_while_an_exception_is_handled(asked, target):
     class Fails(Classifier):
-        def on_before_zero_grad(self, optimizer):
-            raise RuntimeError("in the step")
+        def optimizer_step(self, *args, **kwargs):
+            super().optimizer_step(*args, **kwargs)
+            raise RuntimeError("after the step")
 
-    with pytest.raises(RuntimeError, match="in the step"):
-        remarks(Fails(), Asks())
-    assert asked == []
+    with pytest.raises(RuntimeError, match="after the step"):
+        remarks(Fails(), GradientCentralization(target=target))
+    assert asked == ["holds_any"]
