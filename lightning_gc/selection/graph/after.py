@@ -1,0 +1,115 @@
+"""After a parameter has met the data: whether what follows takes back what that says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning_gc.selection.graph.axes import Axes, Unreadable, broadcast, own_parts, resized
+from lightning_gc.selection.graph.kinds import (
+    ADDITIONS,
+    ATTENTION,
+    BILINEAR,
+    CONVOLUTIONS,
+    EXPANDS,
+    JOINS,
+    LINEAR,
+    LOOK_UPS,
+    LOSSES,
+    NONLINEAR,
+    OTHER_REDUCTIONS,
+    PRODUCTS,
+    SUMS,
+    VIEWS,
+)
+from lightning_gc.selection.graph.nodes import Made, saved_dims
+from lightning_gc.selection.graph.states import Met, Outcome, Reading, State, Step, unread
+from lightning_gc.selection.graph.views import viewed
+
+# After these, a sum is not one of products any more.
+_ENDS = NONLINEAR | ATTENTION | LOSSES | OTHER_REDUCTIONS | LOOK_UPS
+
+
+def after(step: Step, met: Met) -> Outcome:
+    """Where one operation leads what the parameter and data have given."""
+    try:
+        return _next(step, met)
+    except Unreadable as error:
+        return end(met, str(error))
+
+
+def end(met: Met, where: str) -> Reading:
+    """What the meeting says when nothing more is to be learnt."""
+    # Of a product element by element it isn't known then whether it is summed.
+    return unread(f"{where} after a product") if met.by == "multiplication" else met.reading
+
+
+def _next(step: Step, met: Met) -> Outcome:
+    state, name = step.state, step.name
+    if name in _ENDS:
+        return met.reading
+    if name in PRODUCTS and step.use.operand in PRODUCTS[name].summed:
+        return _multiplied(step, met)
+    if name in CONVOLUTIONS or name == BILINEAR:
+        return unread(f"a weight of {name} is made of it") if step.use.operand == 1 else met.reading
+    if name in VIEWS:
+        reached = viewed(step)
+        grown = name in EXPANDS and reached.axes != state.axes
+        return replace(reached, met=replace(met, spread=True)) if grown else reached
+    if name in SUMS:
+        return _summed(step, met)
+    if name in LINEAR or name in PRODUCTS:
+        met = met if name in ADDITIONS or name in PRODUCTS or name == "Neg" else replace(met, clean=False)
+        return State(broadcast(state.axes, step.shape), state.gone, met)
+    if name in JOINS:
+        if name == "Stack":
+            return met.reading if met.by != "multiplication" else end(met, name)
+        return State(resized(state.axes, step.shape), state.gone, replace(met, clean=False))
+    return end(met, name)
+
+
+def _multiplied(step: Step, met: Met) -> Outcome:
+    """The next product: is it one of a layer with its data, or is a weight what the first one gave?"""
+    axes, product, operand = step.state.axes, PRODUCTS[step.name], step.use.operand
+    over = product.summed[operand] % len(axes)
+    rows = [axes[i] for i in range(len(axes))[-2:] if i != over]
+    others = step.graph.others(step.node, operand, but=[i for i in (0, 1, 2) if i not in product.summed])
+    is_weight = own_parts([axes[over]]) and any(rows) and all(part.own for axis in rows for part in axis)
+    if others == [Made.OF_PARAMETERS] and operand != product.weight:
+        return met.reading
+    if is_weight:
+        return unread(f"a weight of {step.name} may be made of it")
+    # `B @ A @ x` with B frozen looks like `x @ W1 @ W2` with W2 frozen.
+    if met.constant and (met.spread or step.name != "Bmm") and others != [Made.OF_PARAMETERS]:
+        return unread(f"{step.name} with two constants")
+    return met.reading
+
+
+def _summed(step: Step, met: Met) -> Outcome:
+    axes, state = step.state.axes, step.state
+    try:
+        over = saved_dims(step.node, "dim", len(axes))
+    except Unreadable:
+        over = tuple(range(len(axes)))  # over all of it
+    over = over or tuple(range(len(axes)))
+    own = own_parts(axes[i] for i in over)
+    if not own:
+        return replace(state, axes=_without(axes, over, keepdim=len(step.shape) == len(axes)))
+    if met.by == "addition":
+        return met.reading
+    over_data = any(not part.own for i in over for part in axes[i])
+    if met.by == "sum":
+        # With the batch it is the loss that sums, or a pool of outputs, and with a factor in between another layer.
+        # Else more is summed than the product did.
+        return unread(f"{step.name} over more than the product") if met.clean and not over_data else met.reading
+    # A sum of everything is the loss.
+    if over_data or not met.clean or len(over) == len(axes):
+        return unread(f"{step.name} of products with it")
+    reading = step.summed(over)
+    if reading.kind != "summed":
+        return reading
+    left = _without(axes, over, keepdim=len(step.shape) == len(axes))
+    return State(left, state.gone, Met(reading, "sum"))
+
+
+def _without(axes: Axes, over: tuple[int, ...], *, keepdim: bool) -> Axes:
+    return tuple(() if i in over else axis for i, axis in enumerate(axes) if keepdim or i not in over)

@@ -1,0 +1,382 @@
+"""Layers written by hand, each with what the graph has to say of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+LEFT = "left alone"
+NOTHING = None
+Says = tuple[int, ...] | str | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is no class of torch's.
+
+    Attributes:
+        shapes: The shapes of its parameters.
+        forward: What it does with the parameters and its input.
+        says: For each parameter the fan-in dims, `LEFT`, or `NOTHING`: the graph must be silent.
+        data: The shape of the input, without the batch.
+        groups: For each parameter, into how many groups dim 0 falls.
+        silent: The parameters of which the graph says nothing, where `says` would be right. Listed in the docs.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    forward: Callable[[Any, Tensor], Tensor]
+    says: Mapping[str, Says]
+    data: tuple[int, ...] = (7,)
+    groups: Mapping[str, int] | None = None
+    silent: tuple[str, ...] = ()
+
+
+class _Double(torch.autograd.Function):
+    """A custom function: x @ w, times two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return 2 * x @ w
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return 2 * grad @ w.T, 2 * x.flatten(0, -2).T @ grad.flatten(0, -2)
+
+
+def _one(shape: tuple[int, ...], forward: Callable[[Tensor, Tensor], Tensor], says: Says, **more: Any) -> Layer:
+    """A layer of one parameter, w."""
+    groups = {"w": more.pop("groups")} if "groups" in more else None
+    return Layer({"w": shape}, lambda p, x: forward(p.w, x), {"w": says}, groups=groups, **more)
+
+
+def _mask(shape: tuple[int, ...]) -> Tensor:
+    return (torch.arange(torch.Size(shape).numel()).reshape(shape) % 3 > 0).float()
+
+
+def _mamba(p: Any, x: Tensor) -> Tensor:
+    """A selective scan: the state decays by exp(dt A)."""
+    dt = F.softplus(x)
+    decay = torch.exp(dt[..., None] * -torch.exp(p.a_log))
+    state, outputs = torch.zeros_like(decay[..., 0, :, :]), []
+    for t in range(x.shape[-2]):
+        state = decay[..., t, :, :] * state + x[..., t, :, None]
+        outputs.append(state.sum(-1))
+    return torch.stack(outputs, -2) + x * p.d
+
+
+def _relative_attention(p: Any, x: Tensor) -> Tensor:
+    """Heads as einsums over (d, h, k), with biases of content and position, as in Transformer-XL."""
+    q = torch.einsum("...td,dhk->...thk", x, p.q)
+    k = torch.einsum("...td,dhk->...thk", x, p.k)
+    v = torch.einsum("...td,dhk->...thk", x, p.v)
+    scores = torch.einsum("...shk,...thk->...hst", q + p.u, k).softmax(-1)
+    mixed = torch.einsum("...hst,...thk->...shk", scores, v)
+    return torch.einsum("...shk,dhk->...sd", mixed, p.o)
+
+
+def _latents(p: Any, x: Tensor) -> Tensor:
+    """Learned latents that ask the data, as in Perceiver."""
+    latents = p.latents.expand(*x.shape[:-2], *p.latents.shape)
+    scores = (latents @ p.q) @ (x @ p.k).transpose(-1, -2)
+    return scores.softmax(-1) @ (x @ p.v)
+
+
+def _gat(p: Any, x: Tensor) -> Tensor:
+    heads = (x @ p.w).unflatten(-1, (2, 4))
+    return (heads * p.att).sum(-1).softmax(-2).unsqueeze(-1) * heads
+
+
+def _style(p: Any, x: Tensor) -> Tensor:
+    """StyleGAN2's convolution: the kernel is scaled by a style made of the data, and each sample has its own."""
+    batch, channels = x.shape[0], x.shape[1]
+    style = torch.tanh(x.mean((2, 3)) @ p.style)
+    kernel = p.w[None] * style[:, None, :, None, None]
+    kernel = kernel / (kernel.pow(2).sum((2, 3, 4), keepdim=True) + 1e-4).sqrt()
+    images = x.reshape(1, batch * channels, *x.shape[2:])
+    return F.conv2d(images, kernel.flatten(0, 1), groups=batch).unflatten(1, (batch, -1))
+
+
+def _cond_conv(p: Any, x: Tensor) -> Tensor:
+    """A kernel mixed for each sample of several experts."""
+    routes = torch.sigmoid(x.mean((2, 3)) @ p.route)
+    kernel = torch.einsum("be,eoikl->boikl", routes, p.experts)
+    images = x.reshape(1, -1, *x.shape[2:])
+    return F.conv2d(images, kernel.flatten(0, 1), groups=len(x)).unflatten(1, (len(x), -1))
+
+
+def _experts(p: Any, x: Tensor) -> Tensor:
+    """Each token goes to one expert: a loop, as in Mixtral."""
+    tokens = x.reshape(-1, x.shape[-1])
+    where = torch.arange(len(tokens)) % 2
+    out = torch.zeros_like(tokens)
+    for expert in range(2):
+        chosen = (where == expert).nonzero().flatten()
+        gate, up = F.linear(tokens[chosen], p.gate_up[expert]).chunk(2, -1)
+        out = out.index_add(0, chosen, F.linear(F.silu(gate) * up, p.down[expert]))
+    return out.reshape(x.shape)
+
+
+def _relational(p: Any, x: Tensor) -> Tensor:
+    """One matrix for each kind of edge, picked edge by edge, as in RGAT."""
+    kinds = torch.arange(x.shape[-2]) % 3
+    return torch.einsum("...ti,tio->...to", x, p.w[kinds])
+
+
+def _windows(p: Any, x: Tensor) -> Tensor:
+    """Swin's bias: a table, looked up by the distance of two places."""
+    places = torch.arange(x.shape[-2])
+    distance = (places[:, None] - places[None] + 4).reshape(-1)
+    bias = p.table[distance].view(len(places), len(places), -1).permute(2, 0, 1)
+    scores = (x @ x.transpose(-1, -2)).unsqueeze(-3) + bias
+    return (scores.softmax(-1) @ x.unsqueeze(-3)).sum(-3)
+
+
+def _memory(p: Any, x: Tensor) -> Tensor:
+    keys = torch.cat([p.keys.expand(*x.shape[:-2], *p.keys.shape), x], -2)
+    values = torch.cat([p.values.expand(*x.shape[:-2], *p.values.shape), x], -2)
+    return (x @ keys.transpose(-1, -2)).softmax(-1) @ values
+
+
+def _straight_through(w: Tensor, x: Tensor) -> Tensor:
+    return F.linear(x, w + (w.sign() - w).detach())
+
+
+def _standardised(w: Tensor, x: Tensor) -> Tensor:
+    return F.linear(x, (w - w.mean(1, keepdim=True)) / (w.std(1, keepdim=True) + 1e-5))
+
+
+def _gradient_penalty(w: Tensor, x: Tensor) -> Tensor:
+    x = x if x.requires_grad else x.clone().requires_grad_()
+    out = F.softplus(F.softplus(x @ w) @ w.new_ones(5, 3))
+    (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    return grad
+
+
+IMAGE = (4, 6, 6)
+TOKENS = (5, 7)
+
+LAYERS: dict[str, Layer] = {
+    # matrices
+    "in by out": _one((7, 5), lambda w, x: x @ w, (0,)),
+    "out by in": _one((5, 7), lambda w, x: x @ w.T, (1,)),
+    "out by in, tokens": _one((5, 7), lambda w, x: F.linear(x, w), (1,), data=TOKENS),
+    "with a bias added": _one((7, 5), lambda w, x: torch.addmm(torch.ones(5), x.reshape(-1, 7), w), (0,)),
+    "from the left": _one((5, 7), lambda w, x: w @ x, (1,), data=(7, 4)),
+    "of two dims to one": _one((4, 7, 5), lambda w, x: torch.tensordot(x, w, 2), (0, 1), data=(4, 7)),
+    "of one dim to two": _one((7, 2, 3), lambda w, x: torch.tensordot(x, w, 1), (0,)),
+    "as products and a sum": _one((5, 7), lambda w, x: (x[..., None, :] * w).sum(-1), (1,)),
+    "as products, reshaped, and a sum": _one(
+        (5, 2, 4), lambda w, x: (x[..., None, :, :] * w).flatten(-2).sum(-1), (1, 2), data=(2, 4)
+    ),
+    "as a loop over the inputs": _one(
+        (7, 5), lambda w, x: sum(x[..., i, None] * w[i] for i in range(7)), (0,), silent=("w",)
+    ),
+    "einsum, implicit": _one((7, 5), lambda w, x: torch.einsum("...i,io", x, w), (0,)),
+    # heads, experts, blocks
+    "heads (d, h, k)": Layer(
+        {"q": (7, 2, 3), "k": (7, 2, 3), "v": (7, 2, 3), "o": (7, 2, 3), "u": (2, 3)},
+        _relative_attention,
+        {"q": (0,), "k": (0,), "v": (0,), "o": (1, 2), "u": LEFT},
+        data=TOKENS,
+    ),
+    "experts as one product": _one((2, 7, 5), lambda w, x: torch.einsum("...ei,eio->...eo", x, w), (1,), data=(2, 7)),
+    "experts (E, out, in)": _one((2, 5, 7), lambda w, x: torch.einsum("...ei,eoi->...eo", x, w), (2,), data=(2, 7)),
+    "experts, a loop": Layer(
+        {"gate_up": (2, 6, 7), "down": (2, 7, 3)}, _experts, {"gate_up": (2,), "down": (2,)}, data=(4, 7)
+    ),
+    "experts that are averaged": _one(
+        (2, 7, 5), lambda w, x: torch.einsum("...i,eio->...eo", x, w).mean(-2), (0, 1), silent=("w",)
+    ),
+    "one matrix for each kind of edge": Layer(
+        {"w": (3, 7, 5)}, _relational, {"w": (1,)}, data=TOKENS
+    ),
+    "blocks of a diagonal": _one(
+        (8, 5), lambda w, x: torch.einsum("...gi,gio->...go", x, w.view(2, 4, 5)), (0,), data=(2, 4), groups=2
+    ),
+    "blocks of a diagonal, apart": _one(
+        (8, 5),
+        lambda w, x: torch.cat([x[..., g, :] @ w.view(2, 4, 5)[g] for g in range(2)], -1),
+        (0,),
+        data=(2, 4),
+        groups=2,
+    ),
+    "strided groups": _one(
+        (8, 5), lambda w, x: torch.einsum("...ig,igo->...go", x, w.view(4, 2, 5)), NOTHING, data=(4, 2)
+    ),
+    "low rank of x": Layer({"a": (7, 2), "b": (2, 5)}, lambda p, x: x @ p.a @ p.b, {"a": (0,), "b": (0,)}),
+    # convolutions
+    "convolution": _one((5, 4, 3, 3), lambda w, x: F.conv2d(x, w), (1, 2, 3), data=IMAGE),
+    "convolution in groups": _one((6, 2, 3, 3), lambda w, x: F.conv2d(x, w, groups=2), (1, 2, 3), data=IMAGE),
+    "transposed convolution": _one((4, 5, 3, 3), lambda w, x: F.conv_transpose2d(x, w), (0, 2, 3), data=IMAGE),
+    "transposed convolution in groups": _one(
+        (4, 5, 3, 3), lambda w, x: F.conv_transpose2d(x, w, groups=2), (0, 2, 3), data=IMAGE, groups=2
+    ),
+    "a kernel that is turned": _one(
+        (4, 5, 3, 3), lambda w, x: F.conv2d(x, w.transpose(0, 1).flip(2, 3)), (0, 2, 3), data=IMAGE
+    ),
+    "a blurred kernel": _one(
+        (4, 4, 3, 3),
+        lambda w, x: F.conv2d(x, F.conv2d(w, torch.ones(1, 1, 3, 3).expand(4, 1, 3, 3), padding=1, groups=4)),
+        NOTHING,
+        data=IMAGE,
+    ),
+    "unfolded": _one(
+        (5, 36), lambda w, x: F.linear(F.unfold(x if x.dim() == 4 else x[None], 3).transpose(1, 2), w), (1,), data=IMAGE
+    ),
+    # forms of a weight
+    "masked": _one((5, 7), lambda w, x: F.linear(x, w * _mask((5, 7))), (1,)),
+    "masked, the mask broadcast": _one((5, 7), lambda w, x: F.linear(x, w * _mask((7,))), (1,)),
+    "dropped weights, one mask": _one((7, 5), lambda w, x: x @ F.dropout(w, 0.5), (0,)),
+    "dropped weights, a mask for each sample": _one(
+        (5, 7), lambda w, x: torch.einsum("bi,boi->bo", x.reshape(-1, 7), w[None] * _mask((x.numel() // 7, 5, 7))),
+        (1,), silent=("w",),
+    ),
+    "normalised": _one((5, 7), lambda w, x: F.linear(x, F.normalize(w, dim=1)), (1,)),
+    "normalised to a magnitude": Layer(
+        {"v": (5, 7), "g": (5, 1)},
+        lambda p, x: F.linear(x, p.v / p.v.norm(dim=1, keepdim=True) * p.g),
+        {"v": (1,), "g": NOTHING},
+    ),
+    "standardised": _one((5, 7), _standardised, (1,)),
+    "positive": _one((7, 5), lambda w, x: x @ w.exp(), (0,)),
+    "normalised by softmax": _one((7, 5), lambda w, x: x @ w.softmax(0), (0,)),
+    "straight through": _one((5, 7), _straight_through, (1,)),
+    "with noise": _one((5, 7), lambda w, x: F.linear(x, w + torch.ones(5, 7)), (1,)),
+    "permuted rows": _one((5, 7), lambda w, x: F.linear(x, w[torch.arange(4, -1, -1)]), (1,), silent=("w",)),
+    "put together": Layer(
+        {"a": (5, 7), "b": (3, 7)}, lambda p, x: F.linear(x, torch.cat([p.a, p.b])), {"a": (1,), "b": (1,)}
+    ),
+    "put together along the inputs": Layer(
+        {"a": (5, 4), "b": (5, 3)}, lambda p, x: F.linear(x, torch.cat([p.a, p.b], 1)), {"a": NOTHING, "b": NOTHING}
+    ),
+    "stacked": Layer(
+        {"a": (5, 7), "b": (5, 7)},
+        lambda p, x: F.linear(x, torch.stack([p.a, p.b]).flatten(0, 1)),
+        {"a": (1,), "b": (1,)},
+    ),
+    # several products
+    "split before its product": _one(
+        (15, 7), lambda w, x: torch.cat([F.linear(x, part).tanh() for part in w.chunk(3)], -1), (1,), data=TOKENS
+    ),
+    "split unevenly before its product": _one(
+        (15, 7), lambda w, x: torch.cat([F.linear(x, part).tanh() for part in w.split([9, 4, 2])], -1), (1,)
+    ),
+    "split after its product": _one(
+        (15, 7), lambda w, x: torch.stack(F.linear(x, w).chunk(3, -1)).tanh().sum(0), (1,), data=TOKENS
+    ),
+    "inputs that are split": _one(
+        (8, 5), lambda w, x: x[..., :4] @ w[:4] + x[..., 4:] @ w[4:], (0,), data=(8,), silent=("w",)
+    ),
+    "used both ways": _one((7, 7), lambda w, x: (x @ w).tanh() @ w.T, NOTHING),
+    "a bilinear form": _one((5, 4, 4), lambda w, x: F.bilinear(x, x, w), (1, 2), data=(4,)),
+    "an einsum of three": _one(
+        (5, 4, 3), lambda w, x: torch.einsum("...i,oij,...j->...o", x, w, x[..., :3]), (1, 2), data=(4,)
+    ),
+    # products of parameters
+    "B @ A": Layer(
+        {"a": (2, 7), "b": (5, 2)}, lambda p, x: F.linear(x, p.b @ p.a), {"a": NOTHING, "b": NOTHING}
+    ),
+    "B @ A, from the left": Layer(
+        {"a": (2, 7), "b": (5, 2)}, lambda p, x: (p.b @ p.a) @ x, {"a": NOTHING, "b": NOTHING}, data=(7, 4)
+    ),
+    "kron": Layer(
+        {"a": (2, 7), "b": (3, 1)}, lambda p, x: F.linear(x, torch.kron(p.a, p.b)), {"a": NOTHING, "b": NOTHING}
+    ),
+    "two that are multiplied": Layer(
+        {"a": (5, 7), "b": (5, 7)}, lambda p, x: F.linear(x, p.a * p.b), {"a": (1,), "b": (1,)}, silent=("a", "b")
+    ),
+    "a composed kernel": Layer(
+        {"a": (5, 6, 1, 1), "b": (6, 4, 3, 3)},
+        lambda p, x: F.conv2d(x, F.conv2d(p.b.transpose(0, 1), p.a).transpose(0, 1)),
+        {"a": NOTHING, "b": NOTHING},
+        data=IMAGE,
+    ),
+    "a penalty of diversity": _one((5, 7), lambda w, x: F.linear(x, w) + (w @ w.T - torch.eye(5)).pow(2).sum(), NOTHING),
+    "a penalty of its norm": _one((5, 7), lambda w, x: F.linear(x, w) + w.norm(), (1,)),
+    # weights made of the data
+    "StyleGAN2": Layer(
+        {"w": (5, 4, 3, 3), "style": (4, 4)},
+        lambda p, x: _style(p, x if x.dim() == 4 else x[None]),
+        {"w": (1, 2, 3), "style": (0,)},
+        data=IMAGE,
+        silent=("w", "style"),
+    ),
+    "CondConv": Layer(
+        {"experts": (2, 5, 4, 3, 3), "route": (4, 2)},
+        lambda p, x: _cond_conv(p, x if x.dim() == 4 else x[None]),
+        {"experts": NOTHING, "route": (0,)},
+        data=IMAGE,
+    ),
+    "matrices mixed for each sample": Layer(
+        {"w": (3, 5, 7), "route": (7, 3)},
+        lambda p, x: torch.einsum("boi,bi->bo", torch.einsum("be,eoi->boi", (x @ p.route).softmax(-1), p.w), x),
+        {"w": NOTHING, "route": (0,)},
+    ),
+    "a base and a change for each sample": Layer(
+        {"w": (5, 7), "change": (7, 35)},
+        lambda p, x: torch.einsum("boi,bi->bo", p.w + (x @ p.change).unflatten(-1, (5, 7)), x),
+        {"w": NOTHING, "change": NOTHING},
+    ),
+    # no sets of weight vectors
+    "positions": _one((5, 7), lambda w, x: (x + w).tanh(), LEFT, data=TOKENS),
+    "a scale": _one((5, 7), lambda w, x: (x * w).tanh(), LEFT, data=TOKENS),
+    "a scale and a sum over the batch": _one((5, 7), lambda w, x: (x * w).tanh().sum(0), LEFT, data=TOKENS),
+    "LayerNorm over two dims": _one((5, 7), lambda w, x: F.layer_norm(x, (5, 7), w), LEFT, data=TOKENS),
+    "a table by distance": Layer({"table": (9, 2)}, _windows, {"table": LEFT}, data=TOKENS),
+    "a decay": Layer({"a_log": (7, 3), "d": (7,)}, _mamba, {"a_log": LEFT, "d": LEFT}, data=TOKENS),
+    "memory keys and values": Layer(
+        {"keys": (2, 7), "values": (2, 7)}, _memory, {"keys": LEFT, "values": LEFT}, data=TOKENS
+    ),
+    "latents": Layer(
+        {"latents": (3, 7), "q": (7, 4), "k": (7, 4), "v": (7, 4)},
+        _latents,
+        {"latents": LEFT, "q": (0,), "k": (0,), "v": (0,)},
+        silent=("q",),
+        data=TOKENS,
+    ),
+    "scales and shifts of a step in time": _one(
+        (2, 7), lambda w, x: (lambda s: x * (1 + s[..., :1, :]) + s[..., 1:, :])(w + x.mean(-2, keepdim=True)), LEFT,
+        data=TOKENS,
+    ),
+    "attention of a graph": Layer(
+        {"w": (7, 8), "att": (1, 2, 4)}, _gat, {"w": (0,), "att": (2,)}, data=TOKENS
+    ),
+    "centres": _one((5, 7), lambda w, x: (x[..., None, :] - w).pow(2).sum(-1), NOTHING),
+    # not readable
+    "a custom function": _one((7, 5), lambda w, x: _Double.apply(x, w), NOTHING, data=TOKENS),
+    "after a custom function": Layer(
+        {"a": (7, 5), "b": (5, 3)}, lambda p, x: _Double.apply(x, p.a) @ p.b, {"a": NOTHING, "b": (0,)},
+        data=TOKENS,
+    ),
+    "a Fourier transform": _one((7, 5), lambda w, x: x @ torch.fft.fft(w).real, NOTHING),
+    "the gradient of what it gives": _one((7, 5), _gradient_penalty, NOTHING),
+}  # fmt: skip
+
+
+def parameters(
+    layer: Layer, others: str = "trained", alone: str = ""
+) -> tuple[dict[str, Tensor], SimpleNamespace, list[Tensor]]:
+    """The parameters of a layer, what its forward is given, and all parameters that there are.
+
+    All but `alone` are trained, frozen, or weight-normed.
+    """
+    torch.manual_seed(0)
+    made = {name: torch.nn.Parameter(torch.randn(shape) / 3) for name, shape in layer.shapes.items()}
+    given: dict[str, Tensor] = dict(made)
+    magnitudes: list[Tensor] = []
+    for name, parameter in made.items():
+        if name != alone and others == "frozen":
+            parameter.requires_grad_(False)
+        if name != alone and others == "weight-normed":
+            magnitudes.append(torch.nn.Parameter(torch.ones(parameter.shape[0], *[1] * (parameter.dim() - 1))))
+            made_of = parameter / parameter.reshape(len(parameter), -1).norm(dim=1).reshape(magnitudes[-1].shape)
+            given[name] = made_of * magnitudes[-1]
+    return made, SimpleNamespace(**given), [*made.values(), *magnitudes]
