@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gc.engines.target import Target
@@ -155,7 +155,8 @@ class GradientCentralization(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Bring the selection up to date with what was unfrozen between epochs, by any callback or the module.
 
-        And note what is there before the batch, to notice when nothing of it is centralized.
+        And note what is there before the batch, to notice when nothing of it is centralized; and let compiled modules show
+        their graph where it is to be read.
         """
         if self._fit:
             self._fit.before_batch(batch_idx)
@@ -163,9 +164,14 @@ class GradientCentralization(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell the user when parameters moved and nothing was centralized."""
+        """Tell the user when parameters moved and nothing was centralized, and let compiled modules run compiled again."""
         if self._fit:
             self._fit.after_batch()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Read off the graph of the first losses over which dims layers sum that are not known."""
+        if self._fit:
+            self._fit.before_backward(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there should be gradients now: a `training_step` that returns None leaves none."""
@@ -178,9 +184,10 @@ class GradientCentralization(Callback):
             self._fit.before_step(optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring the selection up to date a last time: it is kept."""
+        """Bring the selection up to date a last time, since it is kept, and say what could not be read until the end."""
         if self._fit:
             self._fit.look_again()
+            self._fit.end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the hooks off the optimizers and let go of the model."""

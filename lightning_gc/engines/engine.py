@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gc import kernels
@@ -14,6 +14,7 @@ from lightning_gc.engines.store import Store
 from lightning_gc.engines.target import Target
 from lightning_gc.engines.tensors import TensorStore
 from lightning_gc.selection import Entry
+from lightning_gc.selection.graph import Graph, Start
 
 
 class Engine:
@@ -49,6 +50,18 @@ class Engine:
     def target_in_step(self, target: Target) -> Target:
         """The target that is the same as `target` here, and acted on in the step itself, if there is such a one."""
         return target
+
+    def leaves(self, module: nn.Module) -> Collection[Tensor]:
+        """What the module's parameters are at the leaves of a graph."""
+        return list(module.parameters())
+
+    def starts(self, graph: Graph, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Start]:
+        """Where in a graph these parameters, as :meth:`parameters_in` gives them, stand; those that do."""
+        return {
+            parameter: Start(graph.leaves[parameter], 0, tuple(self.shape_of(parameter)))
+            for parameter in parameters
+            if parameter in graph.leaves
+        }
 
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """What reads and moves the means of these parameters."""

@@ -21,6 +21,8 @@ class Entry:
         shape: The shape of the whole parameter, also where a strategy holds only a shard of it.
         layout: Its fan-in dims, or None if it is left alone.
         reason: Why it is left alone or, for a frozen parameter, not centralized at present.
+        open: Whether the graph of a loss may still say otherwise: what is said here is assumed, or comes from a
+            table of layers that are not torch's.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Entry:
     shape: torch.Size
     layout: Layout | None = None
     reason: str = ""
+    open: bool = False
 
     def __repr__(self) -> str:
         parts = [repr(self.name), f"shape={tuple(self.shape)}"]

@@ -8,7 +8,7 @@ bases, so that no third-party package needs to be imported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -26,12 +26,19 @@ class Layout:
     Attributes:
         dims: The dims that one weight vector spans, ascending.
         groups: How many groups dim 0 falls into; a weight vector that spans dim 0 stays in its group.
-        source: Where this comes from: a class name, ``"fan_in_dims"``, or ``"assumed"``.
+        source: Where this comes from: a class name, ``"fan_in_dims"``, ``"read from the graph"``, or ``"assumed"``.
+        third_party: Whether the class is none of torch's own: then the graph, where it can be read, is right.
     """
 
     dims: tuple[int, ...]
     groups: int = 1
     source: str = "assumed"
+    third_party: bool = field(default=False, compare=False)
+
+    @property
+    def assumed(self) -> bool:
+        """Whether it is assumed rather than known."""
+        return self.source == "assumed"
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,15 @@ class LeftAlone:
     Attributes:
         reason: The reason, for people to read.
         assumed: Whether it rests on an assumed layout rather than on a known one.
+        third_party: As of a :class:`Layout`.
     """
 
     reason: str
     assumed: bool = False
+    third_party: bool = field(default=False, compare=False)
+
+
+READ = "read from the graph"
 
 
 # What the table says of a parameter: explicit dims, or one of these words.
@@ -101,11 +113,11 @@ def find_layout(module: nn.Module, name: str, shape: Sequence[int]) -> Layout | 
     if is_magnitude:
         return LeftAlone("magnitude of a normalised weight")
     written_as = class_of(module)
-    rule = _known_rule(tuple(f"{c.__module__}.{c.__qualname__}" for c in written_as.__mro__), base)
+    rule, third_party = _known_rule(tuple(f"{c.__module__}.{c.__qualname__}" for c in written_as.__mro__), base)
     # `parametrize` makes up a class ParametrizedLinear for a Linear.
     source = written_as.__name__.removeprefix("Parametrized")
     if rule in (NORMALISATION, NOT_A_SET):
-        return LeftAlone(str(rule))
+        return LeftAlone(str(rule), third_party=third_party)
     if len(shape) < 2:
         return LeftAlone("fewer than 2 dims")
     if rule == BIAS:
@@ -114,7 +126,7 @@ def find_layout(module: nn.Module, name: str, shape: Sequence[int]) -> Layout | 
         rule = (_input_dim_of_experts(module),)
     layout = _apply(rule, shape, int(getattr(module, "groups", 1)) if rule == TRANSPOSED_CONV else 1, source)
     if layout is not None:
-        return eligible(layout, shape)
+        return eligible(replace(layout, third_party=third_party), shape)
     if shape[0] == 1:
         return LeftAlone("first dim is 1: not a set of weight vectors", assumed=True)
     return eligible(Layout(tuple(range(1, len(shape)))), shape)
@@ -149,7 +161,7 @@ def eligible(layout: Layout, shape: Sequence[int]) -> Layout | LeftAlone:
     if 0 in shape:
         return LeftAlone("empty")
     if fan_in_of(shape, layout.dims, layout.groups) < 2:
-        return LeftAlone("fan-in is 1: nothing would be left", assumed=layout.source == "assumed")
+        return LeftAlone("fan-in is 1: nothing would be left", layout.assumed, layout.third_party)
     return layout
 
 
@@ -170,13 +182,16 @@ def _before_reparametrization(module: nn.Module, name: str) -> tuple[str, bool]:
 
 
 @cache
-def _known_rule(classes: tuple[str, ...], name: str) -> Rule | None:
-    """The table's rule for the parameter `name` of a module whose class and bases are named `classes`."""
+def _known_rule(classes: tuple[str, ...], name: str) -> tuple[Rule | None, bool]:
+    """The table's rule for the parameter `name` of a module whose class and bases are named `classes`.
+
+    And whether it is a rule for a class that is not torch's.
+    """
     for qualified in classes:
         for class_pattern, rules in KNOWN_LAYOUTS:
             if not fnmatchcase(qualified, class_pattern):
                 continue
             for name_pattern, rule in rules.items():
                 if fnmatchcase(name, name_pattern):
-                    return rule
-    return None
+                    return rule, not class_pattern.startswith("torch.")
+    return None, False

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_gc.selection.entry import Entry
@@ -22,6 +23,7 @@ from lightning_gc.selection.filters import (
 from lightning_gc.selection.given import GivenDims
 from lightning_gc.selection.layouts import Layout, LeftAlone, eligible, find_layout, is_magnitude
 from lightning_gc.selection.places import Filter, ParametersIn, Place, own_parameters, places
+from lightning_gc.selection.readings import Readings, as_read, readings_of
 from lightning_gc.selection.show import html_table, text_table
 
 ShapeOf = Callable[[nn.Parameter], torch.Size]
@@ -39,11 +41,13 @@ class Selection(Sequence[Entry]):
 
     Attributes:
         unmatched: The names of the classes in `include` and in `exclude` in which no parameter stands.
+        open: The entries of which the graph of a loss may still say otherwise.
     """
 
     def __init__(self, entries: Iterable[Entry], unmatched: Mapping[str, Sequence[str]] = {}) -> None:
         self._entries = tuple(entries)
         self.unmatched = unmatched
+        self.open = [entry for entry in self._entries if entry.open]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -62,7 +66,7 @@ class Selection(Sequence[Entry]):
     @property
     def assumed(self) -> list[Entry]:
         """The centralized entries to check, because their fan-in dims are assumed rather than known."""
-        return [e for e in self.centralized if e.layout is not None and e.layout.source == "assumed"]
+        return [e for e in self.centralized if e.layout is not None and e.layout.assumed]
 
     def without_parameters(self) -> Selection:
         """The same to read, without the parameters, so that it keeps no model alive."""
@@ -111,6 +115,7 @@ def select(
     include: FilterArgument = (),
     exclude: FilterArgument = (),
     fan_in_dims: Mapping[str, int | Sequence[int]] = {},
+    loss: Tensor | None = None,
 ) -> Selection:
     """Which parameters of `module` Gradient Centralization applies to, over which dims.
 
@@ -122,6 +127,9 @@ def select(
         exclude: The same; `exclude` wins. A class that the model does not have is named in the summary.
         fan_in_dims: ``{name glob: dims}``: the fan-in dims of parameters whose layout is not known or
             differs. Overrides everything; of several globs that match, the first decides.
+        loss: A loss of the module, on which backward was not called yet: what its graph says of parameters
+            whose layout is not known stands in place of an assumption. The callback does the same with the
+            first losses of a training.
 
     Returns:
         The selection; print it to see a table.
@@ -129,7 +137,7 @@ def select(
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: A glob matches nothing (the closest names are given), or no class in `include` does; or
-            dims are out of range.
+            dims are out of range; or `loss` has no graph.
 
     Example:
         >>> from lightning_gc import select
@@ -152,6 +160,7 @@ def select(
         parse_filters(include, "include"),
         parse_filters(exclude, "exclude"),
         parse_fan_in_dims(fan_in_dims),
+        readings={} if loss is None else readings_of(module, loss),
     )
 
 
@@ -162,11 +171,13 @@ def build_selection(
     fan_in_dims: FanInDims,
     shape_of: ShapeOf = lambda parameter: parameter.shape,
     parameters_in: ParametersIn = own_parameters,
+    readings: Readings = MappingProxyType({}),
 ) -> Selection:
     """:func:`select` on parsed arguments.
 
     For parameters that a strategy shards, `shape_of` gives the whole shape, and `parameters_in` what
-    stands in a module where the strategy has put something else there.
+    stands in a module where the strategy has put something else there. `readings` is what the graph said
+    of parameters, the last word on them even where it said nothing.
     """
 
     def shapes_in(owner: nn.Module) -> list[torch.Size]:
@@ -184,7 +195,11 @@ def build_selection(
             continue
         shape = shape_of(parameter)
         judged = _judge(parameter, shape, found, given, shapes_in)
-        entries.append(_entry(found[0].name, parameter, shape, judged, _filtered_out(found, include, exclude)))
+        if parameter in readings:
+            judged = as_read(judged, readings[parameter], shape)
+        why_not = _filtered_out(found, include, exclude)
+        is_open = (judged.assumed or judged.third_party) and parameter not in readings and not why_not
+        entries.append(_entry(found[0].name, parameter, shape, judged, why_not, is_open))
     given.check_all_were_of_use()
     return Selection(entries, unmatched)
 
@@ -194,7 +209,7 @@ def foreign_entry(name: str, parameter: nn.Parameter) -> Entry:
     judged = find_layout(nn.Module(), name, parameter.shape)
     if not (parameter.is_floating_point() or parameter.is_complex()):
         judged = LeftAlone(f"{parameter.dtype} is not floating point or complex")
-    return _entry(name, parameter, parameter.shape, judged, "")
+    return _entry(name, parameter, parameter.shape, judged)
 
 
 def _judge(
@@ -204,7 +219,7 @@ def _judge(
         return LeftAlone(f"{parameter.dtype} is not floating point or complex")
     judged = [_judge_place(shape, place, shapes_in) for place in found]
     # A tied parameter is what the best-known of its layers says it is.
-    known = min(judged, key=lambda j: j.assumed if isinstance(j, LeftAlone) else j.source == "assumed")
+    known = min(judged, key=lambda j: (j.assumed, j.third_party))
     layout = given.layout(shape, found, never=isinstance(known, LeftAlone) and not known.assumed)
     return known if layout is None else eligible(layout, shape)
 
@@ -226,9 +241,16 @@ def _filtered_out(found: Sequence[Place], include: Sequence[Filter], exclude: Se
     return ""
 
 
-def _entry(name: str, parameter: nn.Parameter, shape: torch.Size, judged: Layout | LeftAlone, why_not: str) -> Entry:
+def _entry(
+    name: str,
+    parameter: nn.Parameter,
+    shape: torch.Size,
+    judged: Layout | LeftAlone,
+    why_not: str = "",
+    is_open: bool = False,
+) -> Entry:
     if isinstance(judged, LeftAlone):
-        return Entry(name, parameter, shape, reason=judged.reason)
+        return Entry(name, parameter, shape, None, judged.reason, is_open)
     if why_not:
-        return Entry(name, parameter, shape, layout=None, reason=why_not)
-    return Entry(name, parameter, shape, judged, "" if parameter.requires_grad else FROZEN)
+        return Entry(name, parameter, shape, None, why_not)
+    return Entry(name, parameter, shape, judged, "" if parameter.requires_grad else FROZEN, is_open)

@@ -85,3 +85,17 @@ def _html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     body = "\n".join(line("td", row) for row in rows)
     return f"<table>\n<thead>{line('th', header)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def said_of(entry: Entry) -> str:
+    """What is done with a parameter, in words."""
+    layout = entry.layout
+    if layout is None:
+        return f"left alone: {entry.reason}"
+    return f"dims {layout.dims}" + (f" in {layout.groups} groups" if layout.groups > 1 else "")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Some of the names, folded, and how many more there are."""
+    folded = [name for name, _ in fold(names, [None] * len(names))]
+    return ", ".join(folded[:most]) + (f", and {len(folded) - most} more" if len(folded) > most else "")

@@ -102,6 +102,11 @@ class Planner:
         if any(entry.reason == FROZEN and entry.parameter.requires_grad for entry in self.selection):
             self._select(list(self._optimizers()))
 
+    def renew(self) -> None:
+        """Select anew, and plan when asked for it: more has become known of the parameters."""
+        self._plans = {}
+        self.selection = match_to_optimizers(self._build(), self._optimizers(), self._takes_foreign, self._held_by)
+
     def _select(self, optimizers: Sequence[Optimizer]) -> None:
         self.selection = match_to_optimizers(self._build(), optimizers, self._takes_foreign, self._held_by)
         self._on_new_selection(self.selection)
@@ -127,7 +132,7 @@ def match_to_optimizers(
     """
     held = {parameter for optimizer in optimizers for parameter in held_by(optimizer)}
     entries = [
-        replace(entry, reason=NO_OPTIMIZER) if entry.centralized and entry.parameter not in held else entry
+        replace(entry, reason=NO_OPTIMIZER, open=False) if entry.centralized and entry.parameter not in held else entry
         for entry in selection
     ]
     known = {entry.parameter for entry in selection}

@@ -8,6 +8,7 @@ from functools import partial
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -17,11 +18,13 @@ from lightning_gc.measuring.measurement import Measurement
 from lightning_gc.selection import Selection, build_selection
 from lightning_gc.selection.filters import FanInDims
 from lightning_gc.selection.places import Filter
+from lightning_gc.selection.readings import Readings, same_layout
 from lightning_gc.steps.hooks import after_step
 from lightning_gc.steps.plan import Plan, Planner
 from lightning_gc.steps.steps import Observer, Steps
 from lightning_gc.training.announcements import Announcements
 from lightning_gc.training.logged import LoggedMeans
+from lightning_gc.training.reading import Reader
 from lightning_gc.training.remarks import Remarks, may_be_centralized
 from lightning_gc.training.silence import Silence
 from lightning_gc.training.strategies import find_engine
@@ -64,8 +67,9 @@ class Fit(Observer):
         self._remarks = Remarks()
         self._announcements: Announcements | None = None
         self._logged = LoggedMeans(trainer, module, engine, enabled=settings.log_means != "off")
+        self._reader = Reader(module, engine, trainer.strategy)
         self._planner = Planner(
-            partial(_build_selection, module, settings, engine),
+            partial(_build_selection, module, settings, engine, self._reader.settled),
             lambda: trainer.optimizers,
             held_by=engine.held_by,
             make_store=engine.make_store,
@@ -76,7 +80,7 @@ class Fit(Observer):
         )
         self._silence = Silence(lambda: self.selection, self._remarks)
         self._steps = Steps(self._planner, self._target, self, is_active)
-        self._check_selection()
+        self._check_selection(at_start=True)
         self._remarks.on_clipping(trainer, settings.target)
         self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
         self._announced_steps: set[Optimizer] = set()
@@ -110,10 +114,12 @@ class Fit(Observer):
         if batch_idx == 0:
             self.look_again()
         self._silence.before_batch()
+        self._reader.before_forward(self.selection.open)
 
     def after_batch(self) -> None:
-        """Tell the user when parameters moved and nothing was centralized."""
+        """Tell the user when parameters moved and nothing was centralized; there may have been no backward to read."""
         self._silence.after_batch()
+        self._reader.after_forward()
 
     def hook_optimizers(self) -> None:
         """Put the target's hooks on the Trainer's optimizers, once on each."""
@@ -124,10 +130,43 @@ class Fit(Observer):
 
     def close(self) -> None:
         """Take all hooks off."""
+        self._reader.after_forward()
         for handles in self._hooks.values():
             for handle in handles:
                 handle.remove()
         self._hooks.clear()
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Read off the graph of the loss what is only assumed so far, where it is due."""
+        before = self.selection
+        if not before.open:
+            return
+        tried = len(self._reader.tried)
+        if self._reader.read(loss, before.open):
+            self._planner.renew()
+            self._compare(before, self.selection)
+        if len(self._reader.tried) > tried or self.selection is not before:
+            self._check_selection()
+        self._reader.before_forward(self.selection.open)  # the batch may have more than one
+
+    def end(self) -> None:
+        """Act after the last batch."""
+        if self._announcements:
+            self._announcements.never_read(self.selection, self._reader.tried)
+
+    def _compare(self, before: Selection, after: Selection) -> None:
+        """Say what the graph has settled, and where it contradicts the table."""
+        if self._announcements:
+            self._announcements.read(before, after, self._reader.settled)
+        now = {entry.parameter: entry for entry in after}
+        for was in before.open:
+            entry = now[was.parameter]
+            if (
+                was.layout is not None
+                and was.layout.third_party
+                and not same_layout(was.layout, entry.layout, entry.shape)
+            ):
+                self._remarks.on_contradiction(was, entry)
 
     def after_backward(self) -> None:
         """Note that there should be gradients now: a `training_step` that returns None leaves none."""
@@ -191,14 +230,15 @@ class Fit(Observer):
         if self._announcements:
             self._announcements.growth(selection)
 
-    def _check_selection(self) -> None:
+    def _check_selection(self, *, at_start: bool = False) -> None:
+        """Refuse and remark what there is to; what the graph may still decide, not at the start."""
         settings, selection = self._settings, self.selection
         if (settings.include or settings.exclude) and not any(map(may_be_centralized, selection)):
             raise MisconfigurationException(
                 f"GradientCentralization: include={settings.include!r} and exclude={settings.exclude!r} leave nothing "
                 f"to centralize. Widen them, or remove the callback.\n{selection}"
             )
-        self._engine.check_entries(selection)
+        self._engine.check_entries([entry for entry in selection if not (at_start and entry.open)])
         self._remarks.on_selection(selection)
 
     def _check_step_was_announced(self, optimizer: Optimizer) -> None:
@@ -207,10 +247,10 @@ class Fit(Observer):
         self._announced_steps.discard(optimizer)
 
 
-def _build_selection(module: LightningModule, settings: Settings, engine: Engine) -> Selection:
+def _build_selection(module: LightningModule, settings: Settings, engine: Engine, readings: Readings) -> Selection:
     """Select anew; in the middle of a fit too, where the optimizers changed or a lazy shape became known."""
     try:
         filters = (settings.include, settings.exclude, settings.fan_in_dims)
-        return build_selection(module, *filters, engine.shape_of, engine.parameters_in)
+        return build_selection(module, *filters, engine.shape_of, engine.parameters_in, readings)
     except ValueError as error:
         raise MisconfigurationException(f"GradientCentralization: {error}") from error

@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from lightning_gc.engines import Role, Store
 from lightning_gc.engines.target import Target
 from lightning_gc.selection import Entry, Selection
+from lightning_gc.selection.show import said_of
 
 
 def may_be_centralized(entry: Entry) -> bool:
-    """Whether a parameter is centralized now, once it is unfrozen, or maybe once its shape is known."""
-    return entry.layout is not None or isinstance(entry.parameter, UninitializedParameter)
+    """Whether a parameter is centralized now, once it is unfrozen, or maybe once its shape or its graph is known."""
+    return entry.layout is not None or entry.open or isinstance(entry.parameter, UninitializedParameter)
 
 
 class Remarks:
@@ -46,6 +47,15 @@ class Remarks:
             "prefix",
             f"{callback} and {other} both log under log_prefix={prefix!r}, and each overwrites the values of the other. "
             "Give each a `log_prefix` of its own, or log_means='off'.",
+        )
+
+    def on_contradiction(self, before: Entry, after: Entry) -> None:
+        """Warn that a layer does otherwise than the table of other packages' layers says."""
+        assert before.layout is not None
+        self._warn(
+            "contradiction",
+            f"the graph of the loss shows {after.name} {said_of(after)}, while {said_of(before)} are known of "
+            f"{before.layout.source}. The graph is taken to be right. `fan_in_dims` overrides both.",
         )
 
     def on_unannounced_step(self, optimizer: Optimizer) -> None:

@@ -19,7 +19,6 @@ from lightning_gc.selection.graph.kinds import (
     BILINEAR,
     CONVOLUTIONS,
     ELEMENTWISE,
-    EXPANDS,
     JOINS,
     LOOK_UPS,
     OTHER_REDUCTIONS,

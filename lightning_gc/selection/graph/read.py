@@ -11,7 +11,7 @@ No verdict is better than a wrong one: it speaks only where the parameter alone,
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from lightning_gc.selection.graph.nodes import Graph, Node, outputs
 from lightning_gc.selection.graph.states import Outcome, Reading, State, Step, unread
 
 LOOKED_UP = Reading("looked up", why="looked up by indices")
-UNUSED = "not used in the loss"
+P = TypeVar("P", bound=Tensor)
 
 
 class Start(NamedTuple):
@@ -40,14 +40,14 @@ class Start(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read(graph: Graph, starts: Mapping[Tensor, Start]) -> dict[Tensor, Reading]:
+def read(graph: Graph, starts: Mapping[P, Start]) -> dict[P, Reading]:
     """What the graph says of each of these parameters."""
     if graph.is_second_order:
         return {parameter: unread("there are gradients of gradients in the loss") for parameter in starts}
     return {parameter: together(list(dict.fromkeys(_uses(graph, start)))) for parameter, start in starts.items()}
 
 
-def leaves(graph: Graph, parameters: Collection[Tensor]) -> dict[Tensor, Start]:
+def leaves(graph: Graph, parameters: Collection[P]) -> dict[P, Start]:
     """The starts of those parameters that are leaves of the graph."""
     return {p: Start(graph.leaves[p], 0, tuple(p.shape)) for p in parameters if p in graph.leaves}
 

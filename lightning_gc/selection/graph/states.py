@@ -10,6 +10,8 @@ from typing import Literal
 from lightning_gc.selection.graph.axes import LOOKED_UP, Axes, Axis, own_parts
 from lightning_gc.selection.graph.nodes import Graph, Node, Use, shape_of
 
+Kind = Literal["summed", "apart", "looked up", "unread"]
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -23,7 +25,7 @@ class Reading:
         why: The reason, for people to read.
     """
 
-    kind: Literal["summed", "apart", "looked up", "unread"]
+    kind: Kind
     dims: tuple[int, ...] = ()
     groups: int = 1
     why: str = ""
