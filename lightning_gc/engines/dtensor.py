@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_gc.engines.engine import Engine
@@ -22,6 +22,7 @@ from lightning_gc.engines.store import Role, Store
 from lightning_gc.equation.dims import grouped
 from lightning_gc.equation.traits import accumulation_dtype, is_dtensor, is_expanded
 from lightning_gc.selection import Entry
+from lightning_gc.selection.graph import Graph, Start
 
 
 class DTensorEngine(Engine):
@@ -41,6 +42,20 @@ class DTensorEngine(Engine):
                     f"that would have to add up the ranks' parts of them is that of {of_mesh}. Shard its rows, exclude "
                     "it, train without an offload policy, or remove the callback."
                 )
+
+    def leaves(self, module: nn.Module) -> list[Tensor]:
+        """See :meth:`Engine.leaves`: FSDP2 gathers each parameter into another one."""
+        return [*module.parameters(), *_unsharded(module).values()]
+
+    def starts(self, graph: Graph, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, list[Start]]:
+        """See :meth:`Engine.starts`."""
+        starts = super().starts(graph, parameters)
+        gathered = _unsharded(self.strategy.lightning_module)
+        for parameter in parameters:
+            leaf = gathered.get(parameter)
+            if leaf in graph.leaves:
+                starts[parameter] = [Start(graph.leaves[leaf], 0, tuple(parameter.shape))]
+        return starts
 
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """See :meth:`Engine.make_store`."""
@@ -117,6 +132,20 @@ class DTensorPiece(Piece):
     def measured(self, means: Tensor) -> Tensor:
         """See :meth:`Piece.measured`."""
         return means.reshape(-1) if self._counts else means.new_zeros(0)
+
+
+def _unsharded(module: nn.Module) -> dict[Any, Any]:
+    """The parameters that FSDP2 has gathered for a forward, by the sharded ones; none where this torch tells nothing."""
+    found = {}
+    unit: Any
+    for unit in module.modules():
+        state = unit._get_fsdp_state() if hasattr(unit, "_get_fsdp_state") else None
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        for held in (p for group in groups for p in getattr(group, "fsdp_params", ())):
+            gathered = getattr(held, "_unsharded_param", None)
+            if gathered is not None:
+                found[held.sharded_param] = gathered
+    return found
 
 
 def _mesh_dims_through(parameter: DTensor, dims: Sequence[int]) -> list[int]:

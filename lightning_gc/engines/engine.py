@@ -55,10 +55,10 @@ class Engine:
         """What the module's parameters are at the leaves of a graph."""
         return list(module.parameters())
 
-    def starts(self, graph: Graph, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, Start]:
+    def starts(self, graph: Graph, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, list[Start]]:
         """Where in a graph these parameters, as :meth:`parameters_in` gives them, stand; those that do."""
         return {
-            parameter: Start(graph.leaves[parameter], 0, tuple(self.shape_of(parameter)))
+            parameter: [Start(graph.leaves[parameter], 0, tuple(self.shape_of(parameter)))]
             for parameter in parameters
             if parameter in graph.leaves
         }

@@ -26,6 +26,7 @@ from lightning_gc.engines.mixed import store_of
 from lightning_gc.engines.store import Role, Store
 from lightning_gc.engines.target import Target
 from lightning_gc.selection import Entry
+from lightning_gc.selection.graph import Graph, Start
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class FSDPEngine(Engine):
 
     def __init__(self, strategy: Any) -> None:
         super().__init__(strategy)
-        self._flattened: dict[nn.Parameter, _Flattened] = {}
+        self._in_units: dict[nn.Parameter, _Flattened] = {}  # all of them
+        self._flattened: dict[nn.Parameter, _Flattened] = {}  # those that are cut
         self._of_flat: dict[nn.Parameter, list[nn.Parameter]] = {}
         self._stand_ins: dict[nn.Module, dict[str, nn.Parameter]] = {}
         for module in strategy.model.modules():
@@ -81,6 +83,22 @@ class FSDPEngine(Engine):
         """See :meth:`Engine.held_by`."""
         return [p for held in super().held_by(optimizer) for p in self._of_flat.get(held, (held,))]
 
+    def leaves(self, module: nn.Module) -> list[Tensor]:
+        """See :meth:`Engine.leaves`: the flat parameters, which `use_orig_params` hides."""
+        return [*module.parameters(), *{found.flat for found in self._in_units.values()}]
+
+    def starts(self, graph: Graph, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, list[Start]]:
+        """See :meth:`Engine.starts`: a forward splits the flat parameter, and views each part as a parameter."""
+        starts = super().starts(graph, parameters)
+        for parameter in parameters:
+            found = self._in_units.get(parameter)
+            if found is not None and found.flat in graph.leaves:
+                part = [i for i, padding in enumerate(found.flat._is_padding_mask) if not padding][found.index]
+                uses = graph.uses(graph.leaves[found.flat], 0)
+                shape = tuple(found.flat._shapes[found.index])
+                starts[parameter] = [Start(use.user, part, shape) for use in uses]
+        return starts
+
     def make_store(self, entries: Sequence[Entry]) -> Store:
         """See :meth:`Engine.make_store`."""
         cut = [FragmentPiece(self._fragment(entry)) for entry in entries if entry.parameter in self._flattened]
@@ -90,15 +108,16 @@ class FSDPEngine(Engine):
         flat = handle.flat_param
         if flat._params is not None:
             # use_orig_params: the optimizer holds the original parameters. NO_SHARD leaves them whole.
+            units = {parameter: _Flattened(handle, index, parameter) for index, parameter in enumerate(flat._params)}
+            self._in_units.update(units)
             if handle.uses_sharded_strategy:
-                for index, parameter in enumerate(flat._params):
-                    self._flattened[parameter] = _Flattened(handle, index, parameter)
+                self._flattened.update(units)
             return
         originals = self._of_flat[flat] = []
         for index, (name, module, _) in enumerate(flat._param_infos):
             meta = torch.empty(flat._shapes[index], dtype=flat.dtype, device="meta")
             stand_in = nn.Parameter(meta, requires_grad=flat.requires_grad)
-            self._flattened[stand_in] = _Flattened(handle, index, stand_in)
+            self._flattened[stand_in] = self._in_units[stand_in] = _Flattened(handle, index, stand_in)
             self._stand_ins.setdefault(module, {})[name] = stand_in
             originals.append(stand_in)
         for name, module, _, primary_name, primary_module, _ in flat._shared_param_infos:

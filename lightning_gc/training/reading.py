@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gc.engines import Engine
 from lightning_gc.selection import Entry
-from lightning_gc.selection.graph import Graph, Kind, Reading, read, together
+from lightning_gc.selection.graph import NO_WEIGHTS, Graph, Reading, read, together
 
 # Backwards of a parameter at which it is looked for, counted from one. An expert may get no token in the first.
 SCHEDULE = (1, 2, 4, 8, 16, 32, 64)
@@ -94,20 +94,20 @@ class Reader:
         return settled
 
 
-_KINDS: tuple[Kind, ...] = ("unread", "apart", "looked up", "summed")
-
-
 def _encoded(reading: Reading) -> int:
     """A reading as a number, to be sent to other ranks; zero if it says nothing."""
-    dims = sum(1 << dim for dim in reading.dims)
-    return _KINDS.index(reading.kind) + len(_KINDS) * (dims + (reading.groups << 16) * (reading.kind == "summed"))
+    if reading.kind == "unread":
+        return 0
+    if reading.kind != "summed":
+        return 1 + NO_WEIGHTS.index(reading)
+    return (reading.groups << 16 | sum(1 << dim for dim in reading.dims)) << 8
 
 
 def _decoded(code: int) -> Reading:
-    rest, kind = divmod(code, len(_KINDS))
-    groups, dims = divmod(rest, 1 << 16)
-    why = {"apart": "added to the data, or scales them", "looked up": "looked up by indices"}.get(_KINDS[kind], "")
-    return Reading(_KINDS[kind], tuple(d for d in range(16) if dims >> d & 1), max(1, groups), why)
+    dims, of_no_weight = divmod(code, 1 << 8)
+    if of_no_weight:
+        return NO_WEIGHTS[of_no_weight - 1]
+    return Reading("summed", tuple(dim for dim in range(16) if dims >> dim & 1), dims >> 16)
 
 
 def _may_be_compiled() -> bool:

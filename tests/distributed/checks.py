@@ -35,13 +35,15 @@ class Training:
     zero_unused: bool = False
     weight_norm: bool = False
     net: Callable[[], nn.Module] | None = None
+    raw: bool = False
 
     def model(self) -> Model:
-        net = self.net or partial(Net, self.zero_unused, self.weight_norm)
+        net = self.net or partial(Net, self.zero_unused, self.weight_norm, self.raw)
         return Model(net, self.optimizer, self.accumulate)
 
     def fit(self, model: Model, *callbacks: Callback, ckpt_path: Any = None, **kwargs: Any) -> Trainer:
         callbacks = callbacks if self.gc is None else (GradientCentralization(**dict(self.gc)), *callbacks)
+        callbacks = (*callbacks, AllRead()) if self.raw and self.gc is not None else callbacks
         if self.clip:
             kwargs.update(gradient_clip_algorithm=self.clip[0], gradient_clip_val=self.clip[1])
         # Every other step is logged: steps are measured, and not measured.
@@ -78,6 +80,22 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Model) -> None:
         self.after = self._whole(trainer, pl_module)
+
+
+class AllRead(Callback):
+    """Checks that the graph was read of all that is not known: training alone would not show what was assumed."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: Model) -> None:
+        callback = next(c for c in trainer.callbacks if isinstance(c, GradientCentralization))
+        assert callback.selection is not None
+        read = {entry.name: entry.layout for entry in callback.selection if ".raw." in entry.name}
+        dims = {name: layout and (layout.dims, layout.groups, layout.source) for name, layout in read.items()}
+        assert dims == {
+            "net.raw.up": ((0,), 1, "read from the graph"),
+            "net.raw.scale": None,
+            "net.raw.blocks": ((0,), 2, "read from the graph"),
+            "net.raw.down": ((1,), 1, "read from the graph"),
+        }
 
 
 def plain_weights(trainer: Trainer, model: Model) -> Weights:

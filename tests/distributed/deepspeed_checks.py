@@ -225,6 +225,7 @@ class CostModel(Model):
 
 
 TARGETS = ("gradient", "clipped_gradient", "update")
+RAW = {"raw": True}
 CLIP = {"clip": ("norm", 0.05)}
 ADAMW = {"optimizer": "adamw"}
 GROUPS = {"optimizer": "adamw_in_groups"}
@@ -271,6 +272,7 @@ CHECKS: dict[int, dict[str, Any]] = {
             }.items()
         },
         **{f"zero_{s}-resumed": Resumed(s, gc("update")) for s in (1, 2, 3)},
+        **{f"zero_{stage}-read": check(stage, gc(), RAW) for stage in (0, 1, 2, 3)},
         **{f"zero_{stage}-bf16-mixed": in_16_bits(stage, "bf16-mixed", torch.bfloat16) for stage in (1, 2, 3)},
         "zero_2-fp16": in_16_bits(2, "16-mixed", torch.float16, initial_scale_power=4),
         **{f"zero_{s}-bf16-{t}": masters(s, "bf16-mixed", t) for s in (0, 1, 2, 3) for t in TARGETS[1:]},

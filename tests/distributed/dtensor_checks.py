@@ -63,6 +63,12 @@ def shard_columns_offloaded(net: nn.Module, mesh: Any) -> None:
     shard_columns(net, mesh, offload_policy=CPUOffloadPolicy(pin_memory=False))
 
 
+def shard_even_columns(net: nn.Module, mesh: Any) -> None:
+    """The same unit by unit, where columns divide evenly."""
+    size = mesh["data_parallel"].size()
+    _shard(net, mesh["data_parallel"], shard_placement_fn=lambda p: Shard(0 if p.shape[-1] % size else p.dim() - 1))
+
+
 def _shard(net: nn.Module, mesh: Any, **kwargs: Any) -> None:
     for module in list(net.modules()):
         if type(module) in WRAPPED:
@@ -239,6 +245,7 @@ def columns(net: nn.Module, mesh: Any) -> None:
     parallelize_module(net, mesh["tensor_parallel"], plan)
 
 
+RAW = {"raw": True}
 CLIP = {"clip": ("value", 0.02)}
 ADAMW = {"optimizer": "adamw"}
 BY_NAME = gc(include=("net.first", "net.up", "net.emb*"), exclude="*.emb*")
@@ -268,6 +275,10 @@ CHECKS: dict[int, dict[str, Any]] = {
         "tensor_parallel-update": check(tensor_parallel, (1, 2), gc("update"), ADAMW),
         "tensor_parallel-filters_by_name": check(tensor_parallel, (1, 2), BY_NAME),
         "tensor_parallel-accumulation": check(tensor_parallel, (1, 2), gc("update"), {"accumulate": 2}),
+        "fsdp2-read": check(shard_rows, (2, 1), gc(), RAW),
+        "fsdp2-read-columns": check(shard_even_columns, (2, 1), gc("update"), RAW),
+        "fsdp2-offload-read": check(shard_offloaded, (2, 1), gc(), RAW),
+        "tensor_parallel-read": check(tensor_parallel, (1, 2), gc(), RAW),
         "placed-rows": Placed([2], [Shard(0)]),
         "placed-rows-bfloat16": Placed([2], [Shard(0)], torch.bfloat16),
         "placed-columns": Placed([2], [Shard(1)], all_reduces=1),
@@ -303,6 +314,8 @@ CHECKS: dict[int, dict[str, Any]] = {
         "both-clipped_gradient": check(both, (2, 2), gc("clipped_gradient"), CLIP),
         "both-update": check(both, (2, 2), gc("update"), ADAMW),
         "both-filters_by_name": check(both, (2, 2), BY_NAME),
+        "fsdp2-read": check(shard_rows, (4, 1), gc(), RAW),
+        "both-read": check(both, (2, 2), gc("update"), RAW),
         "placed-2d-rows_columns": Placed([2, 2], [Shard(0), Shard(1)], all_reduces=1),
         "placed-2d-columns_columns": Placed([2, 2], [Shard(1), Shard(1)], all_reduces=2),
         "placed-2d-copies_columns": Placed([2, 2], [Replicate(), Shard(1)], all_reduces=1),

@@ -210,6 +210,7 @@ class CostModel(Model):
         return self.net(batch).square().mean()
 
 
+RAW = {"raw": True}
 CLIP = {"clip": ("value", 0.02)}
 ADAMW = {"optimizer": "adamw"}
 ZERO = {"zero_unused": True}
@@ -248,6 +249,10 @@ CHECKS: dict[int, dict[str, Any]] = {
         # One that no rank has a gradient of, and one that rank 1 alone has anything of.
         "told": Told(Training(gc(include="net.unused")), fsdp(), "unused.linear.weight) had a gradient"),
         "told-not": Told(Training(gc(include="net.head"), **ZERO), fsdp(wrap=None), ""),
+        "full_shard-read": check(gc(), RAW),
+        "full_shard-read-flat": check(gc("update"), RAW, orig=False),
+        "full_shard-read-accumulation": check(gc("clipped_gradient"), {**RAW, "accumulate": 2}),
+        "no_shard-read": check(gc(), RAW, sharding="NO_SHARD"),
         "shards-float32": Shards(torch.float32),
         "shards-bfloat16": Shards(torch.bfloat16),
         "shards-bfloat16-flat": Shards(torch.bfloat16, {"orig": False}),
@@ -275,6 +280,8 @@ CHECKS: dict[int, dict[str, Any]] = {
         "hybrid_shard-gradient-flat": check(gc(), sharding="HYBRID_SHARD", mesh=(2, 2), orig=False),
         "hybrid_shard-update": check(gc("update"), ADAMW, sharding="HYBRID_SHARD", mesh=(2, 2)),
         "hybrid_shard-clipped_gradient": check(gc("clipped_gradient"), CLIP, sharding="HYBRID_SHARD", mesh=(2, 2)),
+        "full_shard-read": check(gc(), RAW),
+        "hybrid_shard-read-flat": check(gc(), RAW, sharding="HYBRID_SHARD", mesh=(2, 2), orig=False),
         "shards-float32": Shards(torch.float32),
         "shards-bfloat16-flat": Shards(torch.bfloat16, {"orig": False}),
         "shards-channels_last": Shards(torch.float32, channels_last=True),

@@ -52,14 +52,30 @@ class Tied(nn.Module):
         return torch.tanh(self.other(torch.tanh(self.one(x))))
 
 
+class Raw(nn.Module):
+    """Parameters of no known layer: (in, out), a scale, blocks of a diagonal, and (out, in)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(7, 6) / 3)
+        self.scale = nn.Parameter(torch.randn(2, 3))
+        self.blocks = nn.Parameter(torch.randn(6, 4) / 3)
+        self.down = nn.Parameter(torch.randn(7, 8) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh((x @ self.up).unflatten(-1, (2, 3)) * self.scale)
+        x = torch.einsum("...gi,gio->...go", x, self.blocks.view(2, 3, 4))
+        return F.linear(torch.tanh(x).flatten(-2), self.down)
+
+
 class Net(nn.Module):
     """Convolutions both ways, an embedding, tied, frozen and unused layers; sizes that divide badly.
 
-    The unused layer has no gradient at all or, with `zero_unused`, one of zeros. With `weight_norm`, two layers have
+    With `raw`, there are parameters of which the graph alone tells what they are. The unused layer has no gradient at all or, with `zero_unused`, one of zeros. With `weight_norm`, two layers have
     magnitudes and directions in place of weights.
     """
 
-    def __init__(self, zero_unused: bool = False, weight_norm: bool = False) -> None:
+    def __init__(self, zero_unused: bool = False, weight_norm: bool = False, raw: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(1, 6, 3)
         self.norm = nn.GroupNorm(2, 6)
@@ -71,6 +87,8 @@ class Net(nn.Module):
         self.narrow = nn.Linear(7, 3, bias=False)
         self.head = nn.Linear(3, 3)
         self.unused = Block(3, 5)
+        if raw:
+            self.raw = Raw()
         self._zero_unused = zero_unused
         if weight_norm:
             parametrizations.weight_norm(self.first.linear)
@@ -80,6 +98,8 @@ class Net(nn.Module):
         x = F.relu(self.up(F.relu(self.norm(self.conv(images)))))
         x = torch.cat([x.flatten(1), self.embedding(tokens).mean(1)], 1)
         x = self.tied(1 + self.frozen(self.first(x)))
+        if hasattr(self, "raw"):
+            x = x + self.raw(x)
         out = self.head(torch.tanh(self.narrow(x)))
         return out + 0 * self.unused(out).sum() if self._zero_unused else out
 
@@ -98,7 +118,7 @@ class OneSize(nn.Module):
         return x[:, :3]
 
 
-WRAPPED: set[type[nn.Module]] = {nn.Conv2d, nn.ConvTranspose2d, nn.Embedding, Block, Tied}
+WRAPPED: set[type[nn.Module]] = {nn.Conv2d, nn.ConvTranspose2d, nn.Embedding, Block, Tied, Raw}
 
 
 class Model(LightningModule):

@@ -1,7 +1,7 @@
 """The fan-in dims of parameters, read off autograd's graph of a loss."""
 
 from lightning_gc.selection.graph.nodes import Graph
-from lightning_gc.selection.graph.read import Start, leaves, read, together
-from lightning_gc.selection.graph.states import Kind, Reading
+from lightning_gc.selection.graph.read import NO_WEIGHTS, Start, leaves, read, together
+from lightning_gc.selection.graph.states import Reading
 
-__all__ = ["Graph", "Kind", "Reading", "Start", "leaves", "read", "together"]
+__all__ = ["NO_WEIGHTS", "Graph", "Reading", "Start", "leaves", "read", "together"]

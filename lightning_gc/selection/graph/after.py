@@ -94,7 +94,7 @@ def _summed(step: Step, met: Met) -> Outcome:
     own = own_parts(axes[i] for i in over)
     if not own:
         return replace(state, axes=_without(axes, over, keepdim=len(step.shape) == len(axes)))
-    if met.by == "addition":
+    if met.by == "addition" or _centres(step):
         return met.reading
     over_data = any(not part.own for i in over for part in axes[i])
     if met.by == "sum":
@@ -109,6 +109,13 @@ def _summed(step: Step, met: Met) -> Outcome:
         return reading
     left = _without(axes, over, keepdim=len(step.shape) == len(axes))
     return State(left, state.gone, Met(reading, "sum"))
+
+
+def _centres(step: Step) -> bool:
+    """Whether it is a mean that is subtracted from what it is of, as in a normalisation: no sum of a layer."""
+    tensor = step.node.next_functions[0][0]
+    users = [use.user for use in step.graph.uses(step.node, 0)]
+    return any(step.graph.name(u) == "Sub" and u.next_functions[0][0] is tensor for u in users)
 
 
 def _without(axes: Axes, over: tuple[int, ...], *, keepdim: bool) -> Axes:

@@ -92,7 +92,7 @@ def _product(step: Step) -> Outcome:
     if operand != product.weight and other in (Made.OF_PARAMETERS, Made.CONSTANT) and state.looked_up:
         return None  # what was looked up goes through a layer
     reading = _judged(step, other, in_place_of_weight=operand == product.weight) or step.summed([over])
-    if reading.kind != "summed" or name in ("GroupedMm", "Linear", "MkldnnLinear"):
+    if reading.kind != "summed" or name == "GroupedMm" or "Linear" in name:
         return reading
     given, rank = step.shape, len(step.shape)
     result = [axes[i] for i in range(rank - 2)] if rank == 3 else []  # the batch of `Bmm`

@@ -31,6 +31,8 @@ PRODUCTS = {
     "GroupedMm": Product({0: -1, 1: -2}, weight=1),
     "Linear": Product({0: -1, 1: -1}, weight=1, only_weights=True),
     "MkldnnLinear": Product({0: -1, 1: -1}, weight=1, only_weights=True),
+    # A custom function: what DeepSpeed puts in the place of `F.linear` under ZeRO 3.
+    "LinearFunctionForZeroStage3Backward": Product({0: -1, 1: -1}, weight=1, only_weights=True),
 }
 CONVOLUTIONS = frozenset({"Convolution", "MkldnnConvolution", "ConvolutionOverrideable"})
 BILINEAR = "Trilinear"
@@ -65,7 +67,7 @@ NONLINEAR = frozenset(
         "Pow", "PreluKernel", "Reciprocal", "Relu", "Rsqrt", "Sigmoid", "Sign", "Silu", "Sin", "Softplus", "Sqrt",
         "Tanh", "Threshold", "Tril", "Triu",
         "LogSoftmax", "SafeSoftmax", "Softmax", "Cumsum",
-        "FusedRmsNorm", "MkldnnRmsNorm", "NativeBatchNorm", "NativeGroupNorm", "NativeLayerNorm", "CudnnBatchNorm",
+        "FusedRmsNorm", "MkldnnRmsNorm", "NativeBatchNorm", "NativeGroupNorm", "NativeLayerNorm", "CudnnBatchNorm", "WeightNormInterface",
     }
 )  # fmt: skip
 ELEMENTWISE = LINEAR | NONLINEAR

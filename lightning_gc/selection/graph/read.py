@@ -16,13 +16,16 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor
 
 from lightning_gc.selection.graph.after import after, end
-from lightning_gc.selection.graph.alone import alone
-from lightning_gc.selection.graph.axes import Unreadable, axes_of
+from lightning_gc.selection.graph.alone import ADDED, AMONG_DATA, IN_PLACE_OF_DATA, SCALES, alone
+from lightning_gc.selection.graph.axes import Unreadable, axes_of, regrouped
 from lightning_gc.selection.graph.kinds import LOOK_UPS, SELECTS, SLICES
-from lightning_gc.selection.graph.nodes import Graph, Node, outputs
+from lightning_gc.selection.graph.nodes import Graph, Node, outputs, shape_of
 from lightning_gc.selection.graph.states import Outcome, Reading, State, Step, unread
 
 LOOKED_UP = Reading("looked up", why="looked up by indices")
+NO_WEIGHTS = (ADDED, SCALES, AMONG_DATA, IN_PLACE_OF_DATA, LOOKED_UP)
+"""All readings of what is no set of weight vectors."""
+
 P = TypeVar("P", bound=Tensor)
 
 
@@ -30,7 +33,7 @@ class Start(NamedTuple):
     """Where the walk of a parameter begins.
 
     Attributes:
-        node: The node that gives the parameter: its leaf, or a view of what a strategy keeps it in.
+        node: The node that gives the parameter: its leaf, or a view of what a strategy keeps it in, of any shape.
         output: Which of the node's outputs it is.
         shape: Its whole shape.
     """
@@ -40,16 +43,19 @@ class Start(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read(graph: Graph, starts: Mapping[P, Start]) -> dict[P, Reading]:
+def read(graph: Graph, starts: Mapping[P, Sequence[Start]]) -> dict[P, Reading]:
     """What the graph says of each of these parameters."""
     if graph.is_second_order:
         return {parameter: unread("there are gradients of gradients in the loss") for parameter in starts}
-    return {parameter: together(list(dict.fromkeys(_uses(graph, start)))) for parameter, start in starts.items()}
+    return {
+        parameter: together(list(dict.fromkeys(use for start in there for use in _uses(graph, start))))
+        for parameter, there in starts.items()
+    }
 
 
-def leaves(graph: Graph, parameters: Collection[P]) -> dict[P, Start]:
+def leaves(graph: Graph, parameters: Collection[P]) -> dict[P, list[Start]]:
     """The starts of those parameters that are leaves of the graph."""
-    return {p: Start(graph.leaves[p], 0, tuple(p.shape)) for p in parameters if p in graph.leaves}
+    return {p: [Start(graph.leaves[p], 0, tuple(p.shape))] for p in parameters if p in graph.leaves}
 
 
 def together(uses: Sequence[Reading]) -> Reading:
@@ -70,7 +76,10 @@ def together(uses: Sequence[Reading]) -> Reading:
 
 def _uses(graph: Graph, start: Start) -> Iterator[Reading]:
     visited = set()
-    to_do = [(start.node, start.output, State(axes_of(start.shape)))]
+    axes = axes_of(start.shape)
+    if start.node not in graph.leaves.values():
+        axes = regrouped(axes, shape_of(start.node, start.output))
+    to_do = [(start.node, start.output, State(axes))]
     while to_do:
         node, output, state = to_do.pop()
         uses = graph.uses(node, output)

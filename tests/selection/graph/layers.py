@@ -240,6 +240,14 @@ LAYERS: dict[str, Layer] = {
         (1,), silent=("w",),
     ),
     "normalised": _one((5, 7), lambda w, x: F.linear(x, F.normalize(w, dim=1)), (1,)),
+    "normalised by torch": Layer(
+        {"v": (5, 7), "g": (5, 1)},
+        lambda p, x: F.linear(x, torch._weight_norm(p.v, p.g)),
+        {"v": (1,), "g": NOTHING},
+    ),
+    "before a normalisation by hand": _one(
+        (7, 5), lambda w, x: (lambda y: (y - y.mean(-1, keepdim=True)).pow(2))(x @ w), (0,)
+    ),
     "normalised to a magnitude": Layer(
         {"v": (5, 7), "g": (5, 1)},
         lambda p, x: F.linear(x, p.v / p.v.norm(dim=1, keepdim=True) * p.g),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from hypothesis import given, settings
@@ -71,7 +72,7 @@ def equations(draw: st.DrawFn, smallest: int = 1) -> Equation:
     )
     inner = draw(st.sets(st.integers(1, len(order) - 1))) if len(order) > 1 else set()
     cuts = [0, *sorted(inner), len(order)]
-    stored = tuple(order[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    stored = tuple(order[a:b] for a, b in pairwise(cuts))
     return Equation(sizes, data, weight, out, stored)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_gc.selection.graph import Graph, Reading, leaves, read
 from tests.selection.graph.layers import LAYERS, LEFT, Layer, parameters
