@@ -47,12 +47,22 @@ class Announcements:
             parts = [f"{what}: {listed(names)}" for what, names in found.items()]
             rank_zero_info(f"{self._callback}: {READ} of the loss: {'; '.join(parts)}. {after.summary()}")
 
-    def never_read(self, selection: Selection, tried: Readings) -> None:
-        """Say which assumptions stood until the end, because no graph showed the parameters."""
+    def never_read(self, selection: Selection, tried: Readings, *, bypassed: bool) -> None:
+        """Say which assumptions stood until the end, because no graph showed the parameters.
+
+        Args:
+            selection: What was selected in the end.
+            tried: What the graphs said of those that were looked for.
+            bypassed: Whether no backward went through Lightning, so that none was.
+        """
         why: dict[str, list[str]] = {}
         for entry in selection.open:
-            if entry.parameter in tried and _is_assumption(entry):
+            if not _is_assumption(entry) or not entry.parameter.requires_grad:
+                continue
+            if entry.parameter in tried:
                 why.setdefault(tried[entry.parameter].why, []).append(entry.name)
+            elif bypassed:
+                why.setdefault("no backward went through Lightning", []).append(entry.name)
         if why:
             parts = [f"{listed(names)} ({reason})" for reason, names in why.items()]
             rank_zero_info(f"{self._callback}: what was assumed stood, since no graph showed: {'; '.join(parts)}.")

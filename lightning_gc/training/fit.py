@@ -152,7 +152,7 @@ class Fit(Observer):
     def end(self) -> None:
         """Act after the last batch."""
         if self._announcements:
-            self._announcements.never_read(self.selection, self._reader.tried)
+            self._announcements.never_read(self.selection, self._reader.tried, bypassed=not self._backwards)
 
     def _compare(self, before: Selection, after: Selection) -> None:
         """Say what the graph has settled, and where it contradicts the table."""
