@@ -5,16 +5,14 @@ python docs/figures/projection.py
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from ground import INK, prepare, save
 
 from lightning_gc import centralize
 
-GRADIENT, CENTRALIZED, REMOVED, PLANE = "#D55E00", "#0072B2", "#888888", "#009E73"
+GRADIENT, CENTRALIZED, PLANE = "#D55E00", "#0072B2", "#009E73"
 
 
 def arrow(axis, start, end, color, label, at, ha="center") -> None:
@@ -50,18 +48,17 @@ def draw_projection(axis) -> None:
         weight + projected + [-0.1, -0.3],
         "right",
     )
-    axis.plot(*np.array([weight + projected, weight + gradient]).T, color=REMOVED, ls="--", lw=1.5)
+    axis.plot(*np.array([weight + projected, weight + gradient]).T, color=INK, ls="--", lw=1.5)
     axis.text(
         *(weight + projected / 2 + gradient / 2 + [0.0, 0.16]),
         "$e e^\\top g$, removed",
-        color="#555555",
         fontsize=10,
         rotation=45,
         ha="center",
         va="center",
     )
-    arrow(axis, weight, weight + np.array([1, 1]) / 2**0.5, "black", "$e$", (1.85, 1.2))
-    axis.plot(*weight, "o", color="black", ms=5)
+    arrow(axis, weight, weight + np.array([1, 1]) / 2**0.5, INK, "$e$", (1.85, 1.2))
+    axis.plot(*weight, "o", color=INK, ms=5)
     axis.text(weight[0] - 0.1, weight[1] - 0.14, "$w$", fontsize=12, va="center")
     axis.set(xlim=(-1.6, 2.6), ylim=(-1.3, 2.6), aspect="equal", title="one gradient")
 
@@ -86,10 +83,11 @@ def draw_descent(axis) -> None:
         y,
         1.2 * dx**2 + 0.6 * dx * dy + 0.9 * dy**2,
         levels=np.geomspace(0.1, 20, 9),
-        colors="#cccccc",
+        colors=INK,
         linewidths=0.8,
+        alpha=0.4,
     )
-    axis.plot(1.2, 0.7, "*", color="black", ms=9)
+    axis.plot(1.2, 0.7, "*", color=INK, ms=9)
     for centralized, color, label in ((False, GRADIENT, "without"), (True, CENTRALIZED, "with")):
         path = descend(centralized)
         axis.plot(
@@ -107,13 +105,13 @@ def draw_descent(axis) -> None:
 
 
 def main() -> None:
-    matplotlib.rcParams["svg.hashsalt"] = "lightning-gc"  # the same file from the same code
+    prepare()
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.9), layout="constrained")
     draw_projection(axes[0])
     draw_descent(axes[1])
     for axis in axes:
         axis.set(xlabel="first weight", ylabel="second weight", xticks=[], yticks=[])
-    figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
+    save(figure, __file__)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 
-import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from ground import prepare, save
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from sklearn.datasets import load_digits
 from torch import nn
@@ -93,7 +92,7 @@ def measure(net: nn.Module) -> dict[str, float]:
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    matplotlib.rcParams["svg.hashsalt"] = "lightning-gc"
+    prepare()
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for axis, (title, make) in zip(axes, {"a CNN": cnn, "a transformer, pre-norm": ByRows}.items(), strict=True):
         seed_everything(0)
@@ -106,7 +105,7 @@ def main() -> None:
         axis.invert_yaxis()
         axis.set(title=title, xlim=(0, 1.05), xlabel="removed_norm, mean over five epochs")
         print(title, {name: round(value, 3) for name, value in shares.items()})
-    figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
+    save(figure, __file__)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ python docs/figures/weight_vectors.py
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from ground import INK, prepare, save
 from matplotlib.patches import Rectangle
 from torch import nn
 
 from lightning_gc import select
 
-CHOSEN, OTHER, UNIT = "#0072B2", "#e6e6e6", 1  # the second output unit
+CHOSEN, UNIT = "#0072B2", 1  # the second output unit
 
 
 def mask_of(layer: nn.Module) -> tuple[np.ndarray, str]:
@@ -38,7 +36,8 @@ def draw(axis, layer: nn.Module, rows: str, columns: str) -> None:
     height, width = mask.shape[2] + gap, mask.shape[3] + gap
     for (i, j, a, b), chosen in np.ndenumerate(mask):
         place = (j * width + b, -(i * height + a))
-        axis.add_patch(Rectangle(place, 1, -1, facecolor=CHOSEN if chosen else OTHER, edgecolor="white", lw=1))
+        box = {"facecolor": CHOSEN} if chosen else {"facecolor": INK, "alpha": 0.3}
+        axis.add_patch(Rectangle(place, 0.93, -0.93, lw=0, **box))
     axis.set_xlim(-0.3, mask.shape[1] * width)
     axis.set_ylim(-mask.shape[0] * height, 0.3)
     axis.set_aspect("equal")
@@ -49,12 +48,12 @@ def draw(axis, layer: nn.Module, rows: str, columns: str) -> None:
 
 
 def main() -> None:
-    matplotlib.rcParams["svg.hashsalt"] = "lightning-gc"
+    prepare()
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
     draw(axes[0], nn.Linear(6, 4, bias=False), "first dim: output units", "second dim: inputs")
     draw(axes[1], nn.Conv2d(3, 4, 3, bias=False), "first dim: output channels", "second dim: input channels")
     draw(axes[2], nn.ConvTranspose2d(3, 4, 3, bias=False), "first dim: input channels", "second dim: output channels")
-    figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
+    save(figure, __file__)
 
 
 if __name__ == "__main__":

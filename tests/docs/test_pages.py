@@ -67,7 +67,30 @@ def test_tests_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_pictures_are_there_and_drawn_by_a_script(page):
-    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"(?:!\[[^\]]*\]\(|^```\{image\} )([^)\n]+)", page.read_text(encoding="utf-8"), re.M):
         picture = DOCS / target
         assert picture.exists(), target
-        assert picture.with_suffix(".py").exists() or "study" in picture.parts, target
+        script = picture.with_name(picture.stem.removesuffix("_dark") + ".py")
+        assert script.exists() or "study" in picture.parts, target
+
+
+def luminance(colour: str) -> float:
+    """Of an sRGB colour, as WCAG 2.2 defines it."""
+    shares = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted([luminance(one), luminance(other)])
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#131416"], ids=["light", "dark"])
+@pytest.mark.parametrize("drawing", sorted((DOCS / "figures").glob("*.svg")), ids=lambda p: p.name)
+def test_drawings_can_be_read_on_a_light_page_and_on_a_dark_one(drawing, ground):
+    """No ground of their own, and at least the contrast that WCAG 2.2 (1.4.11) wants of graphics."""
+    colours = set(re.findall("#[0-9a-f]{6}", drawing.read_text(encoding="utf-8")))
+    assert colours
+    assert {colour: contrast(colour, ground) for colour in colours if contrast(colour, ground) < 3} == {}
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
