@@ -43,8 +43,9 @@ class GradientCentralization(Callback):
         target: What is centralized: ``"gradient"``, before clipping, as ``chain(centralize(), clip, adam)``
             in optax; ``"clipped_gradient"``, after clipping; or ``"update"``, what the optimizer
             adds to the weights, decay and momentum included.
-        fan_in_dims: ``{name glob: dims}``: the dims that one weight vector spans, for layers whose
-            layout is not known or differs, such as ``{"*.experts.down_proj": 2}``.
+        fan_in_dims: ``{name glob: dims}``: the dims that one weight vector spans, such as
+            ``{"*.experts.down_proj": 2}``. It overrides what is known of layers, what autograd's graph of the first
+            losses shows of those that are not known, and what is assumed where it can't be read.
         log_means: Log the means of the weight vectors before and after on the steps that the Trainer
             logs: ``"off"`` (or False), the ``"total"`` (``gc/mean_pre``, ``gc/mean_post``,
             ``gc/removed_norm``), or also ``"per_parameter"``.

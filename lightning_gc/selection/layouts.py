@@ -69,7 +69,9 @@ NOT_A_SET = "not a set of weight vectors"
 
 Rule = str | tuple[int, ...]
 
-# (class pattern, {parameter pattern: rule}); the first pair of patterns that matches decides.
+# (class pattern, {parameter pattern: rule}); the first pair of patterns that matches decides. Where the graph of a loss can
+# be read, it says the same of the classes that are not torch's: they are here for `attach` and `select` without a loss, in
+# whose loops PyG's layers are mostly trained, and for experts under reentrant checkpointing.
 KNOWN_LAYOUTS: tuple[tuple[str, dict[str, Rule]], ...] = (
     ("torch.nn.modules.linear.Linear", {"weight": ALL_BUT_FIRST}),
     ("torch.nn.modules.linear.Bilinear", {"weight": ALL_BUT_FIRST}),

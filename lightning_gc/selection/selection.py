@@ -152,6 +152,22 @@ def select(
           2  normalisation layer: 1.weight, 1.bias
           1  excluded by '3': 3.weight
         1 of 6 parameters are centralized: 8 weight vectors, 216 of 330 elements (65.5%)
+
+        Of a layer of no known class a loss tells more, here that it is ``(in, out)``:
+
+        >>> import torch
+        >>> class Right(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.randn(8, 5))
+        ...     def forward(self, x):
+        ...         return x @ self.weight
+        >>> right = Right()
+        >>> select(right)[0].layout.dims, select(right)[0].layout.source
+        ((1,), 'assumed')
+        >>> read = select(right, loss=right(torch.randn(4, 8)).sum())
+        >>> read[0].layout.dims, read[0].layout.source
+        ((0,), 'read from the graph')
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"select() takes a torch.nn.Module, got {type(module).__name__}.")

@@ -80,7 +80,8 @@ def attach(
             after each call of a closure); ``"update"``: what the step adds to the weights, decay and momentum included.
         include: As in :func:`select`; names are those of your own module, without what wraps it.
         exclude: As in :func:`select`.
-        fan_in_dims: As in :func:`select`.
+        fan_in_dims: As in :func:`select`. It sees no loss, so that of a layer of no known class the assumption stands, where
+            the callback reads the graph: look at ``select(module, loss=loss)``, and say here (or in `exclude`) what it shows.
 
     Returns:
         A handle: ``handle.selection``, ``handle.centralize_()``, ``handle.remove()``.
