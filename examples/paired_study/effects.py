@@ -15,7 +15,7 @@ from paired_study.situations import OUTCOMES, SITUATIONS, ratio
 COLORS = {"helps": "#0072B2", "hurts": "#D55E00", "nothing": "#888888", "not tested": "#888888"}
 SAID = {"helps": "better with it", "hurts": "worse with it", "nothing": "no significant difference"}
 PANELS = {"training loss at the end": ("train_loss",), "error on what was held out": OUTCOMES}
-LIMITS, TICKS = (0.42, 5.0), (0.5, 0.7, 1, 1.5, 2, 3, 5)
+LIMITS, TICKS = (0.42, 5.0), (0.5, 0.7, 1, 1.5, 2, 4)
 
 
 def plot_effects(comparisons: Sequence[Comparison], tasks: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -29,7 +29,7 @@ def plot_effects(comparisons: Sequence[Comparison], tasks: Mapping[str, Mapping[
         if here:
             titles[len(rows)] = task
             rows += [None, *here]
-    figure = Figure(figsize=(10, 0.9 + 0.158 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 0.9 + 0.165 * len(rows)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (title, metrics) in zip(axes, PANELS.items(), strict=True):
         for y, name in enumerate(rows):
@@ -37,7 +37,7 @@ def plot_effects(comparisons: Sequence[Comparison], tasks: Mapping[str, Mapping[
                 if name is not None and (name, metric) in found:
                     _draw(axis, y, found[name, metric])
         _finish(axis, title)
-    axes[0].set_yticks(range(len(rows)), ["" if name is None else SITUATIONS[name] for name in rows], fontsize=8)
+    axes[0].set_yticks(range(len(rows)), ["" if name is None else SITUATIONS[name] for name in rows], fontsize=8.5)
     for y, task in titles.items():
         axes[0].annotate(
             task,
@@ -45,13 +45,14 @@ def plot_effects(comparisons: Sequence[Comparison], tasks: Mapping[str, Mapping[
             xytext=(-4, 0),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            fontsize=8,
+            fontsize=8.5,
             fontweight="bold",
             ha="right",
             va="center",
             annotation_clip=False,
         )
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    figure.supxlabel("change by Gradient Centralization, with its 95% confidence interval", fontsize=9)
     figure.legend(
         [axes[0].plot([], [], "o", color=COLORS[verdict], ms=5)[0] for verdict in SAID],
         SAID.values(),
@@ -75,7 +76,7 @@ def _finish(axis: Axes, title: str) -> None:
     axis.set_xlim(*LIMITS)
     axis.xaxis.set_major_locator(FixedLocator(TICKS))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "without it" if x == 1 else f"{100 * (x - 1):+.0f} %"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "0" if x == 1 else f"{100 * (x - 1):+.0f} %"))
     axis.tick_params(axis="x", labelsize=8)
     axis.tick_params(axis="y", length=0)
     axis.axvline(1, color="black", lw=0.8)

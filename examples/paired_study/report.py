@@ -14,7 +14,7 @@ from paired_study.effects import plot_effects
 from paired_study.image_report import write_images
 from paired_study.rule_report import write_norms, write_rule
 from paired_study.settings import ARMS, ARMS_AFTERWARDS, FIRST_STEPS, IMAGE_ARMS, TASKS
-from paired_study.situations import ALL, DEFAULT, afterwards, situations
+from paired_study.situations import afterwards, at_a_glance, situations
 from paired_study.tables import read_comparisons
 from paired_study.task_report import write_tasks
 
@@ -47,8 +47,8 @@ def write_conclusions(folder: Path) -> None:
     files = [file for file in (folder / "summary.csv", folder / "tasks_summary.csv") if file.exists()]
     comparisons = [comparison for file in files for comparison in read_comparisons(file)]
     if comparisons:
-        (folder / "situations.md").write_text(situations(comparisons, TASKS, DEFAULT))
-        table = situations(comparisons, TASKS, ALL)
+        (folder / "situations.md").write_text(at_a_glance(comparisons, TASKS))
+        table = situations(comparisons, TASKS)
         (folder / "situations_arms.md").write_text(table)
         print(table)
         with rc_context({"svg.hashsalt": "study"}):  # the same file from the same numbers
@@ -66,6 +66,12 @@ def tuning(folder: Path, settings: Sequence[str]) -> str:
         ends.setdefault(run["name"], []).append(run.get("test_error", run.get("test_loss")))
     lines = ["| setting | lr / 3 | lr | 3 lr |", "| --- | --: | --: | --: |"]
     for name in settings:
-        cells = [f"{np.mean(ends[key]):.4f}" if (key := f"{name}@{f}") in ends else "" for f in ("0.33", "1", "3")]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [_end(ends.get(f"{name}@{factor}", [])) for factor in ("0.33", "1", "3")]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _end(errors: Sequence[float]) -> str:
+    if not errors:
+        return ""
+    return f"{np.mean(errors):.4f}" if np.isfinite(errors).all() else "diverged"

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from paired_study.comparisons import Comparison
 from paired_study.settings import ARMS_AFTERWARDS, SETTINGS, Setting
-from paired_study.tables import p_equals
+from paired_study.tables import p_equals, p_value
 
 OUTCOMES = ("test_loss", "test_error")  # of images, and of the other tasks
-DEFAULT = {"what was seen": ("gradient",)}  # of the callback as it comes
-ALL = {  # what is centralized: the arms' names where they mean the same
+ARM_COLUMNS = {  # what is centralized: the arms' names where they mean the same
     'everything, `target="gradient"`': ("gradient",),
     'everything, `target="update"`': ("update",),
     "all but the last layer": ("convolutions", "trunk"),
@@ -50,22 +49,37 @@ TASK_TITLES = {
     "regression": "**regression**: an MLP for a flow's velocity; a transformer for Burgers' equation",
     "fine-tuning": "**fine-tuning**: what was trained on something else before",
 }
-Columns = Mapping[str, Sequence[str]]
+Tasks = Mapping[str, Mapping[str, object]]
 
 
-def situations(comparisons: Sequence[Comparison], tasks: dict[str, dict[str, object]], columns: Columns) -> str:
-    """A row for each setting, under a row for each task; a column for each of `columns`' arms."""
+def at_a_glance(comparisons: Sequence[Comparison], tasks: Tasks) -> str:
+    """What was seen of the callback as it comes: a row for each setting, under a row for each task."""
+    outcomes = {c.setting: c for c in comparisons if c.metric in OUTCOMES and c.arm == "gradient"}
+    lines = ["| your situation | what was seen | change | p | runs |", "| --- | --- | --: | --: | --: |"]
+    for task, names in tasks.items():
+        here = [outcomes[name] for name in names if name in outcomes]
+        if here:
+            lines.append(f"| {TASK_TITLES[task]} | | | | |")
+        for c in here:
+            change = f"{percent(c):+.1f} %" if c.seeds else ""
+            cells = (SITUATIONS[c.setting], said(c), change, p_value(c.p_holm), 2 * c.seeds)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, ""])
+
+
+def situations(comparisons: Sequence[Comparison], tasks: Tasks) -> str:
+    """The same of all arms that mean the same in all tasks: a column for each."""
     outcomes = {(c.setting, c.arm): c for c in comparisons if c.metric in OUTCOMES}
     lines = [
-        f"| your situation | {' | '.join(columns)} | runs |",
-        f"| --- | {'--- | ' * len(columns)}--: |",
+        f"| your situation | {' | '.join(ARM_COLUMNS)} | runs |",
+        f"| --- | {'--- | ' * len(ARM_COLUMNS)}--: |",
     ]
     for task, names in tasks.items():
         rows = []
         for name in names:
             here = [
                 next((outcomes[name, arm] for arm in arms if (name, arm) in outcomes), None)
-                for arms in columns.values()
+                for arms in ARM_COLUMNS.values()
             ]
             found = [c for c in here if c is not None]
             if found:
@@ -73,7 +87,7 @@ def situations(comparisons: Sequence[Comparison], tasks: dict[str, dict[str, obj
                 cells = [seen(c) if c else "" for c in here]
                 rows.append(f"| {SITUATIONS[name]} (`{name}`) | {' | '.join(cells)} | {runs} |")
         if rows:
-            lines += [f"| {TASK_TITLES[task]} |{' |' * (len(columns) + 1)}", *rows]
+            lines += [f"| {TASK_TITLES[task]} |{' |' * (len(ARM_COLUMNS) + 1)}", *rows]
     return "\n".join([*lines, ""])
 
 
@@ -89,11 +103,17 @@ def afterwards(comparisons: Sequence[Comparison]) -> str:
 
 def seen(comparison: Comparison) -> str:
     """What was seen, by how much, and the corrected p-value: "**hurts**: +9.1 % (p = 0.012)"."""
-    verdict = comparison.verdict
-    if verdict == "not tested":
+    if comparison.verdict == "not tested":
         return f"not tested: {comparison.seeds} pairs have numbers"
-    said = "nothing significant" if verdict == "nothing" else f"**{verdict}**"
-    return f"{said}: {percent(comparison):+.1f} % ({p_equals(comparison.p_holm)})"
+    return f"{said(comparison)}: {percent(comparison):+.1f} % ({p_equals(comparison.p_holm)})"
+
+
+def said(comparison: Comparison) -> str:
+    """The verdict, in bold where there is one."""
+    verdict = comparison.verdict
+    return (
+        f"**{verdict}**" if verdict in ("helps", "hurts") else {"nothing": "nothing significant"}.get(verdict, verdict)
+    )
 
 
 def percent(comparison: Comparison) -> float:

@@ -37,9 +37,23 @@ def test_every_setting_has_a_situation():
 
 def test_arms_that_mean_the_same_share_a_column():
     trunk = replace(HURTS, setting="field-adamw", arm="trunk", metric="test_error")
-    table = situations.situations([HURTS, replace(HURTS, arm="convolutions"), trunk], settings.TASKS, situations.ALL)
+    table = situations.situations([HURTS, replace(HURTS, arm="convolutions"), trunk], settings.TASKS)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     images = next(row for row in rows if "`sgd`" in row[0])
     field = next(row for row in rows if "`field-adamw`" in row[0])
     assert images[1:] == ["**hurts**: +25.0 % (p = 0.012)", "", "**hurts**: +25.0 % (p = 0.012)", "24"]
     assert field[1:] == ["", "", "**hurts**: +25.9 % (p = 0.012)", "16"]
+
+
+def test_at_a_glance_has_the_callback_as_it_comes():
+    helps = replace(HURTS, setting="language-sgd", metric="test_error", difference=-0.1, p_holm=1e-5)
+    unsure = replace(HURTS, setting="adamw", p_holm=0.3)
+    table = situations.at_a_glance([HURTS, replace(HURTS, arm="update"), unsure, helps], settings.TASKS)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert rows == [
+        [situations.TASK_TITLES["images"], "", "", "", ""],
+        [situations.SITUATIONS["sgd"], "**hurts**", "+25.0 %", "0.012", "16"],
+        [situations.SITUATIONS["adamw"], "nothing significant", "+25.0 %", "0.300", "16"],
+        [situations.TASK_TITLES["language"], "", "", "", ""],
+        [situations.SITUATIONS["language-sgd"], "**helps**", "-25.0 %", "< 0.001", "16"],
+    ]
