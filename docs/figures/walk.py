@@ -5,17 +5,15 @@ python docs/figures/walk.py
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from ground import INK, prepare, save
 from matplotlib.axes import Axes
 from torch import nn
 
 from lightning_gc.selection.graph import Graph, Reading, leaves, read
 
-WALK, REST, DATA = "#0072B2", "#b0b0b0", "#E69F00"
+WALK, REST, DATA = "#0072B2", INK, "#c46a00"
 SHAPES = {"weight": (8, 2, 3), "scale": (6,), "b": (6, 2), "a": (2, 5)}
 
 # Where each operation stands, by its name and the shape of what it gives: (x, y).
@@ -50,8 +48,8 @@ def verdict(name: str, reading: Reading) -> str:
 
 def box(axis: Axes, place: tuple[float, float], text: str, colour: str, weight: str = "normal") -> None:
     """A box with text in it."""
-    axis.text(*place, text, ha="center", va="center", fontsize=9, color="#222222", fontweight=weight, zorder=3,
-              bbox={"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colour, "linewidth": 1.6})  # fmt: skip
+    axis.text(*place, text, ha="center", va="center", fontsize=9, color=INK, fontweight=weight, zorder=3,
+              bbox={"boxstyle": "round,pad=0.35", "facecolor": "none", "edgecolor": colour, "linewidth": 1.6})  # fmt: skip
 
 
 def arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
@@ -78,7 +76,7 @@ def main() -> None:
         else:
             places[node] = PLACES[graph.name(node), tuple(node._input_metadata[0].shape)]
 
-    matplotlib.rcParams["svg.hashsalt"] = "lightning-gc"
+    prepare()
     figure, axis = plt.subplots(figsize=(10, 4.4), layout="constrained")
     walked = {("AccumulateGrad", "View"), ("View", "Mm"), ("AccumulateGrad", "Mul"), ("AccumulateGrad", "Mm")}
     for node, place in places.items():
@@ -88,14 +86,14 @@ def main() -> None:
                 arrow(axis, places[source], place, WALK if pair in walked else REST)
         if not hasattr(node, "variable"):
             shape = tuple(node._input_metadata[0].shape)
-            box(axis, place, f"{graph.name(node)}\n{shape if shape else 'the loss'}", "#555555")
+            box(axis, place, f"{graph.name(node)}\n{shape if shape else 'the loss'}", INK)
     arrow(axis, (2.4, 1.4), PLACES["Mm", (4, 6)], DATA)
     box(axis, (2.4, 1.4), "x (4, 8)\ndata", DATA)
     for name, parameter in made.items():
         box(axis, STARTS[name], verdict(name, readings[parameter]), WALK, "bold")
     axis.set(xlim=(-0.8, 10.1), ylim=(-0.9, 4.0))
     axis.axis("off")
-    figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
+    save(figure, __file__)
 
 
 if __name__ == "__main__":
