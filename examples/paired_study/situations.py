@@ -46,8 +46,8 @@ SITUATIONS: dict[str, str] = {
 TASK_TITLES = {
     "images": "**images**: a small CNN, Fashion-MNIST",
     "language": "**language**: a byte transformer",
-    "regression": "**regression**: an MLP for a flow's velocity; a transformer for Burgers' equation",
-    "fine-tuning": "**fine-tuning**: what was trained on something else before",
+    "regression": "**regression**: equations of flows",
+    "fine-tuning": "**fine-tuning**: trained before",
 }
 Tasks = Mapping[str, Mapping[str, object]]
 
@@ -62,8 +62,9 @@ def at_a_glance(comparisons: Sequence[Comparison], tasks: Tasks) -> str:
             lines.append(f"| {TASK_TITLES[task]} | | | | |")
         for c in here:
             change = f"{percent(c):+.1f} %" if c.seeds else ""
-            cells = (SITUATIONS[c.setting], said(c), change, p_value(c.p_holm), 2 * c.seeds)
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+            numbers = (change, p_value(c.p_holm), str(2 * c.seeds))
+            unbroken = [number.replace(" ", "\u00a0") for number in numbers]
+            lines.append(f"| {' | '.join([SITUATIONS[c.setting], said(c), *unbroken])} |")
     return "\n".join([*lines, ""])
 
 
@@ -105,15 +106,14 @@ def seen(comparison: Comparison) -> str:
     """What was seen, by how much, and the corrected p-value: "**hurts**: +9.1 % (p = 0.012)"."""
     if comparison.verdict == "not tested":
         return f"not tested: {comparison.seeds} pairs have numbers"
-    return f"{said(comparison)}: {percent(comparison):+.1f} % ({p_equals(comparison.p_holm)})"
+    what = said(comparison).replace("nothing", "nothing significant")
+    return f"{what}: {percent(comparison):+.1f} % ({p_equals(comparison.p_holm)})"
 
 
 def said(comparison: Comparison) -> str:
     """The verdict, in bold where there is one."""
     verdict = comparison.verdict
-    return (
-        f"**{verdict}**" if verdict in ("helps", "hurts") else {"nothing": "nothing significant"}.get(verdict, verdict)
-    )
+    return f"**{verdict}**" if verdict in ("helps", "hurts") else verdict
 
 
 def percent(comparison: Comparison) -> float:

@@ -49,11 +49,11 @@ def test_at_a_glance_has_the_callback_as_it_comes():
     helps = replace(HURTS, setting="language-sgd", metric="test_error", difference=-0.1, p_holm=1e-5)
     unsure = replace(HURTS, setting="adamw", p_holm=0.3)
     table = situations.at_a_glance([HURTS, replace(HURTS, arm="update"), unsure, helps], settings.TASKS)
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.replace("\u00a0", " ").splitlines()[2:]]
     assert rows == [
         [situations.TASK_TITLES["images"], "", "", "", ""],
         [situations.SITUATIONS["sgd"], "**hurts**", "+25.0 %", "0.012", "16"],
-        [situations.SITUATIONS["adamw"], "nothing significant", "+25.0 %", "0.300", "16"],
+        [situations.SITUATIONS["adamw"], "nothing", "+25.0 %", "0.300", "16"],
         [situations.TASK_TITLES["language"], "", "", "", ""],
         [situations.SITUATIONS["language-sgd"], "**helps**", "-25.0 %", "< 0.001", "16"],
     ]
