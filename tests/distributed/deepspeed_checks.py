@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
@@ -21,6 +23,7 @@ from lightning_gc.engines.partitions import Partition
 from lightning_gc.selection.places import clean_name
 from tests.distributed.checks import Check, Recorder, Told, Training, Weights, gc, max_difference
 from tests.distributed.costs import CountedInside
+from tests.distributed.deepspeed_hooks import Hooks
 from tests.distributed.mixed import InSixteenBits, MastersInSixteenBits
 from tests.distributed.models import Block, Model, OneSize
 from tests.models import trainer_kwargs
@@ -172,6 +175,25 @@ class Cost:
 
 
 @dataclass
+class Refused:
+    """Before training starts, by name and with what to do."""
+
+    training: Training
+    strategy: Any
+    says: str
+    precision: str
+
+    def reference(self) -> None:
+        return None
+
+    def run(self, expected: None) -> None:
+        module = self.training.model()
+        module.training_step = lambda *_: pytest.fail("the error came too late")
+        with pytest.raises(MisconfigurationException, match=self.says):
+            self.training.fit(module, strategy=self.strategy(), devices=dist.get_world_size(), precision=self.precision)
+
+
+@dataclass
 class Resumed:
     """Trained on from a checkpoint in the middle, the weights are those of one run, bit for bit."""
 
@@ -308,6 +330,17 @@ CHECKS: dict[int, dict[str, Any]] = {
             for target, said in (("gradient", "had a gradient"), ("update", "was found among the weights"))
         },
         "zero_2-told-not": Told(Training(gc(), zero_unused=True), deepspeed(2), "", model),
+        "bf16_optimizer-gradient-norm": Refused(
+            Training(gc(), clip=("norm", 0.05)),
+            deepspeed(1, config={"data_types": {"grad_accum_dtype": "fp32"}}),
+            "gradients are clipped.*BF16_Optimizer.*Use target='clipped_gradient'",
+            "bf16-mixed",
+        ),
+        **{
+            f"zero_{stage}-hooks-{ends}": Hooks(deepspeed(stage), target, ends)
+            for stage, target in ((2, "gradient"), (3, "update"))
+            for ends in ("fitted_twice", "exception", "learning_rate_finder", "batch_size_finder")
+        },
         # 126 elements, cut at 63, in row 3 of the second weight: one number for all.
         "cost-zero_2": Cost(2, 6, 1),
         # Each weight of 49 cut at 25, in row 3: one number for each.
