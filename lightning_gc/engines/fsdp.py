@@ -3,7 +3,7 @@
 A unit flattens its parameters into one, pads it and gives each rank a chunk. With ``use_orig_params`` the
 optimizer holds one-dimensional views of the chunk in place of the parameters, without it the flat
 parameters themselves. What is read here of torch's flat parameters is not public, but has not changed
-since torch 2.1, and is checked before training.
+since torch 2.1, and is checked in the first step.
 """
 
 from __future__ import annotations

@@ -241,6 +241,12 @@ CHECKS: dict[int, dict[str, Any]] = {
         "shard_grad_op-gradient": check(gc(), sharding="SHARD_GRAD_OP"),
         "shard_grad_op-update-flat": check(gc("update"), ADAMW, sharding="SHARD_GRAD_OP", orig=False),
         "shard_grad_op-clipped_gradient": check(gc("clipped_gradient"), CLIP, sharding="SHARD_GRAD_OP"),
+        "shard_grad_op-update": check(gc("update"), ADAMW, sharding="SHARD_GRAD_OP"),
+        "shard_grad_op-gradient-flat": check(gc(), sharding="SHARD_GRAD_OP", orig=False),
+        "shard_grad_op-clipped_gradient-flat": check(
+            gc("clipped_gradient"), CLIP, sharding="SHARD_GRAD_OP", orig=False
+        ),
+        "no_shard-clipped_gradient-flat": check(gc("clipped_gradient"), CLIP, sharding="NO_SHARD", orig=False),
         "no_shard-clipped_gradient": check(gc("clipped_gradient"), CLIP, sharding="NO_SHARD"),
         "no_shard-gradient": check(gc(), sharding="NO_SHARD"),
         "no_shard-gradient-flat": check(gc(), sharding="NO_SHARD", orig=False),
@@ -278,6 +284,10 @@ CHECKS: dict[int, dict[str, Any]] = {
         "full_shard-one_unit": check(gc("update"), ZERO, wrap=None),
         "hybrid_shard-gradient": check(gc(), sharding="HYBRID_SHARD", mesh=(2, 2)),
         "hybrid_shard-gradient-flat": check(gc(), sharding="HYBRID_SHARD", mesh=(2, 2), orig=False),
+        "hybrid_shard-clipped_gradient-flat": check(
+            gc("clipped_gradient"), CLIP, sharding="HYBRID_SHARD", mesh=(2, 2), orig=False
+        ),
+        "hybrid_shard-update-flat": check(gc("update"), ADAMW, sharding="HYBRID_SHARD", mesh=(2, 2), orig=False),
         "hybrid_shard-update": check(gc("update"), ADAMW, sharding="HYBRID_SHARD", mesh=(2, 2)),
         "hybrid_shard-clipped_gradient": check(gc("clipped_gradient"), CLIP, sharding="HYBRID_SHARD", mesh=(2, 2)),
         "full_shard-read": check(gc(), RAW),
