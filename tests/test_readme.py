@@ -152,8 +152,13 @@ def test_every_code_block_of_the_readme(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_within_the_repository_lead_somewhere(page: str) -> None:
-    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text(encoding="utf-8"))
-    assert all(link.startswith("https://") or (ROOT / link).exists() for link in links), links
+    links = re.findall(r"\]\((?!https://)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text(encoding="utf-8"))
+    for file, anchor in links:
+        target = ROOT / (file or page)
+        assert target.exists(), file
+        headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M) if anchor else []
+        anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in anchors, f"{file}#{anchor}"
 
 
 def test_versions_agree() -> None:
