@@ -2,9 +2,11 @@
 #
 # Every target installs what it needs into $(VENV), through constraints.txt, and again when pyproject.toml or
 # constraints.txt have changed. Another Python:  make test PYTHON=python3.12 VENV=.venv-3.12
+# One has an environment of its own: test-xla, whose versions are in tests/xla/requirements.txt.
 
 PYTHON ?= python3
 VENV ?= .venv
+XLA_VENV ?= .venv-xla
 BIN = $(VENV)/bin
 # DS_BUILD_OPS=0: DeepSpeed without its CUDA operations, which need a compiler.
 PIP = DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -14,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-pages examples coverage lint format types docs bench dist clean
+.PHONY: help demo test test-slow test-distributed test-xla test-pages examples coverage lint format types docs bench dist clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -32,6 +34,9 @@ test-slow: $(VENV)/.with-test ## Run the tests that take longer than some ten se
 
 test-distributed: $(VENV)/.with-test-distributed ## Run the tests that start several processes
 	$(PYTEST) -m distributed $(ARGS)
+
+test-xla: $(XLA_VENV)/.with-xla ## Run the tests on XLA, on a CPU, in an environment of their own
+	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -rs tests/xla $(ARGS)
 
 test-pages: $(VENV)/.with-pages ## Open every page of the documentation in the system's Chromium, wide and narrow, without a network
 	$(PYTEST) -m pages tests/pages $(ARGS)
@@ -68,7 +73,7 @@ dist: $(VENV)/.with-dist ## Build the source distribution and the wheel, and che
 	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist htmlcov .coverage demo docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(XLA_VENV) build dist htmlcov .coverage demo docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each extra of pyproject.toml; the virtual environment comes first.
@@ -77,6 +82,14 @@ $(VENV)/.with-%: pyproject.toml constraints.txt | $(VENV)/.created
 	$(PIP) --editable '.[$*]'
 	@touch $@
 
-$(VENV)/.created:
-	$(PYTHON) -m venv $(VENV)
+# torch_xla takes one version of torch, of which there is a CUDA build only: its CUDA packages, some gigabytes that a CPU
+# has no use for, are replaced by a stub, which needs gcc.
+$(XLA_VENV)/.with-xla: tests/xla/requirements.txt tests/xla/cuda_stubs.py | $(XLA_VENV)/.created
+	@echo "Installing torch_xla and its torch into $(XLA_VENV): a gigabyte, once."
+	$(XLA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(XLA_VENV)/bin/python tests/xla/cuda_stubs.py $(XLA_VENV)/lib/python3*/site-packages/torch/lib
+	@touch $@
+
+$(VENV)/.created $(XLA_VENV)/.created: %/.created:
+	$(PYTHON) -m venv $*
 	@touch $@

@@ -137,10 +137,7 @@ class Check:
         compare_weights(recorder.after, expected.after, "after")
         # On all ranks, as in one process.
         if self.logs:
-            assert len(model.logged) == len(expected.logged), (model.logged, expected.logged)
-            for step, (got, wanted) in enumerate(zip(model.logged, expected.logged, strict=True)):
-                kept = {name: v for name, v in wanted.items() if not self.unlogged or self.unlogged not in name}
-                compare_logs(got, kept, step)
+            compare_logged(model.logged, expected.logged, self.unlogged)
 
 
 @dataclass
@@ -190,6 +187,14 @@ def compare_weights(got: Weights, expected: Weights, when: str) -> None:
         torch.testing.assert_close(
             got[name].to(wanted), wanted, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{when}: {name}: {m}"
         )
+
+
+def compare_logged(logged: list[dict[str, float]], expected: list[dict[str, float]], unlogged: str = "") -> None:
+    """All logged steps; names with `unlogged` in them are left out of what is expected."""
+    assert len(logged) == len(expected), (logged, expected)
+    for step, (got, wanted) in enumerate(zip(logged, expected, strict=True)):
+        kept = {name: value for name, value in wanted.items() if not unlogged or unlogged not in name}
+        compare_logs(got, kept, step)
 
 
 def compare_logs(got: dict[str, float], expected: dict[str, float], step: int) -> None:

@@ -1,6 +1,6 @@
 """What a lazy or compiling backend such as XLA needs: the same operations on the same shapes at every step.
 
-Nothing of it runs on XLA here. It is what can be seen without: which operations the callback runs, and on the `meta`
+What runs on XLA is in `tests/xla`. This is what can be seen without: which operations the callback runs, and on the `meta`
 device, where there are no values to read, that it needs none.
 """
 
