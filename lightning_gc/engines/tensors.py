@@ -116,6 +116,8 @@ def tensor_of(parameter: Tensor, role: Role) -> Tensor | None:
 
 def _is_plain(parameter: Tensor, groups: int) -> bool:
     """Whether a dense gradient of the parameter can be summed in its own dtype, as it is."""
+    if parameter.device.type == "xla":  # see _writable()
+        return False
     # A parameter may take gradients of another dtype, or (None) of any.
     gradient_dtype = getattr(parameter, "grad_dtype", parameter.dtype)
     return groups == 1 and not is_narrow(parameter) and not is_dtensor(parameter) and gradient_dtype == parameter.dtype
@@ -127,9 +129,13 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _writable(parameter: Tensor, role: Role) -> Tensor | None:
-    """The tensor, after an expanded gradient, whose elements share memory, was replaced by a copy."""
+    """The tensor, after an expanded gradient, whose elements share memory, was replaced by a copy.
+
+    On XLA every gradient is: one that is expanded cannot be told, and changed in place it comes out wrong, without an
+    error. A compiled program makes no copy of it.
+    """
     tensor = tensor_of(parameter, role)
-    if role == "gradient" and tensor is not None and is_expanded(tensor):
-        tensor = tensor.contiguous()
+    if role == "gradient" and tensor is not None and (is_expanded(tensor) or tensor.device.type == "xla"):
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
         parameter.grad = tensor
     return tensor

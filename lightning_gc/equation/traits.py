@@ -27,7 +27,11 @@ def is_dtensor(tensor: Tensor) -> bool:
 
 def is_expanded(tensor: Tensor) -> bool:
     """Whether several elements of a dense tensor share one place in memory."""
-    if tensor.layout != torch.strided or tensor.is_contiguous():
+    if tensor.layout != torch.strided:
+        return False
+    if tensor.device.type == "xla":  # strides there are those of a tensor that is not; nor does this show all that are
+        return tensor.untyped_storage().nbytes() < tensor.nbytes
+    if tensor.is_contiguous():
         return False
     reach = 0  # how far the dims of smaller strides reach: the next stride must lead beyond it
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
