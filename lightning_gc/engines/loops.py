@@ -37,6 +37,11 @@ def engine_of(module: nn.Module, optimizer: Any) -> Engine:
             f"attach() does not serve DeepSpeed ({', '.join(deepspeed) or 'ZeRO'} holds the parameters): it steps partitions "
             "of its own copy of them. Train with Lightning's Trainer and the GradientCentralization callback, which do."
         )
+    if any(kind.__name__ == "XlaFullyShardedDataParallel" for unit in module.modules() for kind in type(unit).__mro__):
+        raise ValueError(
+            "attach() does not serve XlaFullyShardedDataParallel: it holds shards, flat or padded, of which the shape of the "
+            "whole parameter cannot be told. Let XLA shard the parameters instead (`torch_xla.distributed.spmd`)."
+        )
     handles: list[Any] = [getattr(unit, "_handle", None) for unit in module.modules()]
     flats = [(handle, handle.flat_param) for handle in handles if hasattr(handle, "flat_param")]
     if flats:

@@ -17,6 +17,8 @@ _ENGINES = {
     "DeepSpeedStrategy": "lightning_gc.engines.deepspeed.DeepSpeedEngine",
     "ModelParallelStrategy": "lightning_gc.engines.dtensor.DTensorEngine",
     "FSDPStrategy": "lightning_gc.engines.fsdp.FSDPEngine",
+    "SingleDeviceXLAStrategy": "lightning_gc.engines.engine.Engine",
+    "XLAStrategy": "lightning_gc.engines.engine.Engine",
     "SingleDeviceStrategy": "lightning_gc.engines.engine.Engine",
     "DDPStrategy": "lightning_gc.engines.engine.Engine",
 }
@@ -36,7 +38,7 @@ def find_engine(strategy: Any) -> type[Engine]:
             return found
     raise MisconfigurationException(
         f"GradientCentralization does not know how {type(strategy).__name__} holds gradients, and would silently change "
-        "nothing. Train on a single device or with a `ddp`, `fsdp`, `deepspeed` or `ModelParallelStrategy` strategy, or "
+        "nothing. Train on a single device or with a `ddp`, `xla`, `fsdp`, `deepspeed` or `ModelParallelStrategy` strategy, or "
         "remove the callback."
     )
 

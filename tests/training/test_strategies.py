@@ -13,7 +13,9 @@ from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
     SingleDeviceStrategy,
+    SingleDeviceXLAStrategy,
     Strategy,
+    XLAStrategy,
 )
 from torch import nn
 
@@ -55,7 +57,7 @@ def test_an_unknown_strategy_is_refused_before_anything_is_trained():
         def configure_optimizers(self):
             raise AssertionError("the error came too late")
 
-    said = r"EngineStrategy .*single device or with a `ddp`, .*remove the callback"
+    said = r"EngineStrategy .*single device or with a `ddp`, `xla`, .*remove the callback"
     with pytest.raises(MisconfigurationException, match=said):
         fit(Untouched(), GradientCentralization(), strategy=EngineStrategy(CPUAccelerator()), accelerator="auto")
 
@@ -108,6 +110,12 @@ def test_pytorch_lightning():
 class TrainerWith:
     def __init__(self, strategy):
         self.strategy = strategy
+
+
+@pytest.mark.parametrize("kind", [XLAStrategy, SingleDeviceXLAStrategy])
+def test_xla_holds_whole_gradients(kind):
+    strategy = object.__new__(kind)  # as much of it as there is without torch_xla
+    assert find_engine(strategy) is Engine
 
 
 def test_deepspeed_is_no_ddp_although_it_derives_from_it():
