@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -51,10 +52,8 @@ class Measurement(NamedTuple):
     @classmethod
     def of(cls, parts: Sequence[Part], device: torch.device) -> Measurement:
         """Of some parameters, at least one, one after the other."""
-        # What is known on the host goes along in one upload, for which no host waits.
-        known = [[p.before.numel(), p.scale, p.scale**2 * p.fan_in] for p in parts]
-        upload = torch.tensor(known, dtype=torch.float32, pin_memory=device.type == "cuda")
-        vectors, scale, square_scale = upload.to(device, non_blocking=True).unbind(1)
+        known = tuple((part.before.numel(), part.scale, part.scale**2 * part.fan_in) for part in parts)
+        vectors, scale, square_scale = _uploaded(known, device).unbind(1)
 
         def joined(scalars: Sequence[Tensor]) -> Tensor:
             return torch.stack([scalar.to(device) for scalar in scalars]).float()
@@ -139,3 +138,11 @@ class Measurement(NamedTuple):
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     """``part / whole``, and 0 for 0 / 0: an absent parameter removes nothing."""
     return torch.where(whole == 0, part, part / whole)
+
+
+@lru_cache(maxsize=32)
+def _uploaded(known: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """What is known on the host, on the device: the same on each step that logs, so it is sent once. No host waits for it."""
+    with torch.inference_mode(False):
+        host = torch.tensor(known, dtype=torch.float32, pin_memory=device.type == "cuda")
+        return host.to(device, non_blocking=True)
