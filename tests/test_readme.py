@@ -166,6 +166,12 @@ def test_versions_agree() -> None:
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_classifiers_are_the_pythons_of_which_the_table_says_what_was_run() -> None:
+    classifiers = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
+    rows = re.findall(r"^\| (3\.\d+)\.\d+ \|", README, re.M)
+    assert classifiers == sorted(set(rows), key=lambda version: int(version[2:]))
+
+
 def test_a_block_of_an_unknown_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(tmp_path, monkeypatch)
     with pytest.raises(pytest.fail.Exception, match="'ruby' blocks"):
