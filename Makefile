@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs
 ARGS =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-distributed test-xla test-pages examples coverage lint format types docs bench dist clean
+.PHONY: help demo test test-slow test-distributed test-architectures test-xla test-pages examples coverage lint format types docs bench dist clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -26,17 +26,20 @@ help: ## List the targets
 demo: $(VENV)/.with-examples ## Train with and without the callback, compare, and draw demo/quickstart.png
 	$(BIN)/python examples/quickstart.py --out demo/quickstart.png
 
-test: $(VENV)/.with-test ## Run the tests, all but the slow and the distributed ones, with coverage
-	$(PYTEST) -m "not slow and not distributed and not pages" --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
+test: $(VENV)/.with-test ## Run the tests, all but the slow and the distributed ones and architectures, with coverage
+	$(PYTEST) -m "not slow and not distributed and not pages and not architectures" --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(ARGS)
 
 test-slow: $(VENV)/.with-test ## Run the tests that take longer than some ten seconds each
-	$(PYTEST) -m "slow and not distributed and not pages" $(ARGS)
+	$(PYTEST) -m "slow and not distributed and not pages and not architectures" $(ARGS)
 
 test-distributed: $(VENV)/.with-test-distributed ## Run the tests that start several processes
 	$(PYTEST) -m distributed $(ARGS)
 
 test-xla: $(XLA_VENV)/.with-xla ## Run the tests on XLA, on a CPU, in an environment of their own
 	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -rs tests/xla $(ARGS)
+
+test-architectures: $(VENV)/.with-test ## Train models of transformers, and hold what is known of all its architectures against the graph (an hour)
+	$(PYTEST) -m architectures tests/architectures $(ARGS)
 
 test-pages: $(VENV)/.with-pages ## Open every page of the documentation in the system's Chromium, wide and narrow, without a network
 	$(PYTEST) -m pages tests/pages $(ARGS)
@@ -45,7 +48,7 @@ examples: $(VENV)/.with-test ## Run the tests of the examples, each of which run
 	$(PYTEST) tests/examples $(ARGS)
 
 coverage: $(VENV)/.with-test ## Run the same as test, and write a browsable report to htmlcov/
-	$(PYTEST) -m "not slow and not distributed and not pages" --cov --cov-report=term --cov-report=html $(ARGS)
+	$(PYTEST) -m "not slow and not distributed and not pages and not architectures" --cov --cov-report=term --cov-report=html $(ARGS)
 
 lint: $(VENV)/.with-lint ## Check style and format with ruff, and which way imports go
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
         _limit_threads(options.threads)
     import torch
 
-    from benchmarks import environment, report, sets, steps
+    from benchmarks import environment, reading, report, sets, steps
     from benchmarks.timing import CLOCKS
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -48,6 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
         rows = steps.run(options.networks, device, folder, chunks=options.chunks, clock=CLOCKS[options.clock])
         print(f"\n{report.steps_table(rows)}")
         report.write_csv(rows, folder / f"steps-{device.type}.csv")
+    if options.reading:
+        rows = reading.run(options.reading, clock=CLOCKS[options.clock])
+        print(f"\n{report.reading_table(rows)}")
+        report.write_csv(rows, folder / "reading.csv")
 
 
 def _limit_threads(threads: int) -> None:
@@ -62,7 +66,7 @@ def _limit_threads(threads: int) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    from benchmarks.networks import NETWORKS
+    from benchmarks.networks import NETWORKS, READ
     from benchmarks.shapes import SETS
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -70,6 +74,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU (default: 1)")
     parser.add_argument("--sets", nargs="*", choices=list(SETS), default=list(SETS), help="gradient sets")
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS), help="networks")
+    parser.add_argument("--reading", nargs="*", choices=list(READ), default=list(READ), help="graphs that are read")
     parser.add_argument("--rounds", type=int, default=200, help="the most rounds for a gradient set")
     parser.add_argument("--seconds", type=float, default=20, help="seconds for a gradient set, after seven rounds")
     parser.add_argument("--chunks", type=int, default=6, help="runs of the Trainer with, and without, the callback")

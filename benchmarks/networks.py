@@ -43,11 +43,11 @@ def resnet20() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
-def resnet50() -> nn.Module:
-    """ResNet-50 on ImageNet: bottlenecks of 3, 4, 6, 3."""
+def resnet(*depths: int) -> nn.Module:
+    """A ResNet of bottlenecks on ImageNet: 3, 4, 6, 3 of them are ResNet-50, 3, 8, 36, 3 ResNet-152."""
     layers: list[nn.Module] = [*_conv(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+    for blocks, width in zip(depths, (64, 128, 256, 512), strict=True):
         for block in range(blocks):
             stride = 2 if width > 64 and block == 0 else 1
             body = nn.Sequential(
@@ -97,8 +97,14 @@ def _text(count: int, context: int, vocabulary: int) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
+READ: dict[str, Network] = {
+    "GPT, 24 layers": Network(lambda: GPT(blocks=24), lambda: _text(2, 64, 256), 1),
+    "ResNet-152": Network(lambda: resnet(3, 8, 36, 3), lambda: _images(2, 64, 1000), 1),
+}
+"""Those whose graph is read. How long that takes depends on their operations, and not on the sizes of tensors."""
+
 NETWORKS: dict[str, Network] = {
     "ResNet-20, batch 64": Network(resnet20, lambda: _images(64, 32, 10), 12),
     "small GPT, batch 16": Network(GPT, lambda: _text(16, 64, 256), 30),
-    "ResNet-50, batch 4": Network(resnet50, lambda: _images(4, 224, 1000), 4),
+    "ResNet-50, batch 4": Network(lambda: resnet(3, 4, 6, 3), lambda: _images(4, 224, 1000), 4),
 }

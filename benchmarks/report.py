@@ -43,6 +43,18 @@ def steps_table(rows: Sequence[Row]) -> str:
     return markdown(header, map(_step_cells, rows))
 
 
+def reading_table(rows: Sequence[Row]) -> str:
+    """The graph of a loss, read once."""
+    header = ("network", "operations", "parameters", "of them read", "time", "quartiles")
+    return markdown(header, map(_reading_cells, rows))
+
+
+def _reading_cells(row: Row) -> Sequence[str]:
+    quartiles = f"{row['low_ms']:.0f}–{row['high_ms']:.0f} ms"
+    counts = (f"{row[name]:,}" for name in ("operations", "parameters", "read"))
+    return (row["network"], *counts, f"{row['median_ms']:.0f} ms", quartiles)
+
+
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Everything that was measured."""
     with path.open("w", newline="") as file:

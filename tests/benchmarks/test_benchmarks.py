@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from benchmarks import sets, steps, timing
 from benchmarks.__main__ import main
 from benchmarks.contenders import AUTHORS, BARE, FLOOR, MEASURED, references
-from benchmarks.networks import NETWORKS, Network
+from benchmarks.networks import NETWORKS, READ, Network
 from benchmarks.shapes import SETS, GradientSet, conv, linear
 from benchmarks.step import BETWEEN, LOG_DICT, OURS, PER_PARAMETER, TOTAL, in_trainer
 
@@ -24,7 +24,7 @@ SMALL = GradientSet("small", (linear(4, 6), conv(3, 2, 3), linear(4, 6)))
 def small(monkeypatch):
     """One set and one network that take no time."""
     network = Network(lambda: torch.nn.Linear(6, 3), lambda: (torch.randn(4, 6), torch.randint(3, (4,))), 2)
-    for table, value in ((SETS, lambda: SMALL), (NETWORKS, network)):
+    for table, value in ((SETS, lambda: SMALL), (NETWORKS, network), (READ, network)):
         for name in table:
             monkeypatch.setitem(table, name, value)
 
@@ -37,6 +37,8 @@ def test_the_command_prints_tables_and_writes_csv_and_a_plot(small, tmp_path, ca
     assert f"torch {torch.__version__}" in printed
     assert "| small | ours |" in printed
     assert "| small GPT, batch 16 | 2 |" in printed
+    assert "| ResNet-152 | " in printed
+    assert (tmp_path / "reading.csv").exists()
     with (tmp_path / "sets-cpu.csv").open() as file:
         rows = {row["contender"]: row for row in csv.DictReader(file)}
     assert {FLOOR, AUTHORS, BARE, MEASURED, OURS, TOTAL, PER_PARAMETER, BETWEEN, LOG_DICT} <= rows.keys()

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from benchmarks import shapes
-from benchmarks.networks import NETWORKS
-from benchmarks.networks import resnet50 as resnet50_network
+from benchmarks.networks import NETWORKS, resnet
 from lightning_gc import select
 
 transformers = pytest.importorskip("transformers")
@@ -49,7 +48,7 @@ def test_resnet50_is_transformers_own_and_the_one_that_is_trained():
     config = transformers.ResNetConfig(num_labels=1000)
     expected = listed(shapes.resnet50())
     assert centralized(build(transformers.ResNetForImageClassification, config)) == expected
-    assert centralized(resnet50_network()) == expected
+    assert centralized(resnet(3, 4, 6, 3)) == expected
 
 
 def test_mobilenet_v2_has_its_published_number_of_weights():

@@ -99,6 +99,10 @@ class Graph:
                     self._uses[source].append(Use(node, operand, output))
                     to_do.append((source, False))
 
+    def __len__(self) -> int:
+        """How many nodes it has."""
+        return len(self._names)
+
     def name(self, node: Node) -> str:
         """Autograd's name of the operation, without what is the same for all."""
         return self._names[node]
