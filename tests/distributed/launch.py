@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT = 600.0
+TIMEOUT = 1500.0
 
 
 @cache
