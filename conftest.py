@@ -10,4 +10,4 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 collect_ignore_glob = [] if find_spec("triton") else ["lightning_gc/kernels/[!_]*"]
 # These have an environment of their own: `make test-xla`.
-collect_ignore_glob += [] if find_spec("torch_xla") else ["tests/xla/*"]
+collect_ignore_glob += [] if find_spec("torch_xla") else ["tests/xla", "tests/xla/*"]
