@@ -176,4 +176,4 @@ def _part(piece: Piece, before: Tensor | None, after: Tensor | None, norm: Tenso
         before = after = torch.zeros(0, device=piece.device)
     else:
         before, after = piece.measured(before), piece.measured(after)
-    return Part(before, after, piece.entry.fan_in, norm=norm)
+    return Part.of(before, after, piece.entry.fan_in, norm=norm)

@@ -56,8 +56,7 @@ class TensorStore(Store):
         first = next((part for part in found if part is not None), None)
         if first is None:
             return None
-        empty = first.before.new_zeros(0)
-        nothing = Part(empty, empty, 0, norm=None if first.norm is None else torch.zeros_like(first.norm))
+        nothing = first.nothing()
         return Measurement.of([nothing if part is None else part for part in found], first.before.device)
 
     def _centralize_plain_(self) -> bool:
@@ -89,7 +88,7 @@ class TensorStore(Store):
             before = scatter(tensor, before)
         if goal is not None:
             after = after.sub_(goal, alpha=fan_in)
-        return Part(_whole(before), _whole(after), fan_in, 1 / fan_in, None if norm is None else _whole(norm))
+        return Part.of(_whole(before), _whole(after), fan_in, 1 / fan_in, None if norm is None else _whole(norm))
 
     def _recentre_one_(self, place: int, role: Role, to: Means | None) -> bool:
         """Move the means of one parameter to `to`; whether there was anything to move."""

@@ -13,21 +13,36 @@ MEAN_PRE, MEAN_POST, REMOVED_NORM = "mean_pre", "mean_post", "removed_norm"
 
 
 class Part(NamedTuple):
-    """What is to be measured of one parameter.
+    """What was measured of one parameter: a few scalars, so that no more than its weight vectors' sums are held at a time.
 
     Attributes:
-        before: The means of its weight vectors before, or their sums; of any shape, maybe of no elements.
-        after: The same after.
+        vectors: How many weight vectors there are.
         fan_in: The number of elements of one weight vector.
-        scale: What makes means of `before` and `after`: the reciprocal of the fan-in for sums.
+        scale: What makes means of what was summed: the reciprocal of the fan-in for sums, 1 for means.
+        before: The sum of the absolute values of the sums, or means, before.
+        after: The same after.
+        length: The square root of the sum of their squares before.
         norm: That of the gradient before, a scalar; None for weights.
     """
 
+    vectors: int
+    fan_in: int
+    scale: float
     before: Tensor
     after: Tensor
-    fan_in: int
-    scale: float = 1.0
-    norm: Tensor | None = None
+    length: Tensor
+    norm: Tensor | None
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor, fan_in: int, scale: float = 1.0, norm: Tensor | None = None) -> Part:
+        """From the sums, or means, of weight vectors before and after, of any shape, maybe of none."""
+        length = torch.linalg.vector_norm
+        return cls(before.numel(), fan_in, scale, length(before, 1), length(after, 1), length(before), norm)
+
+    def nothing(self) -> Part:
+        """Of another parameter, of which there was nothing to measure."""
+        zero = torch.zeros_like(self.before)
+        return Part(0, 0, 1.0, zero, zero, zero, None if self.norm is None else torch.zeros_like(self.norm))
 
 
 class Measurement(NamedTuple):
@@ -52,20 +67,18 @@ class Measurement(NamedTuple):
     @classmethod
     def of(cls, parts: Sequence[Part], device: torch.device) -> Measurement:
         """Of some parameters, at least one, one after the other."""
-        known = tuple((part.before.numel(), part.scale, part.scale**2 * part.fan_in) for part in parts)
+        known = tuple((part.vectors, part.scale, part.scale**2 * part.fan_in) for part in parts)
         vectors, scale, square_scale = _uploaded(known, device).unbind(1)
 
         def joined(scalars: Sequence[Tensor]) -> Tensor:
             return torch.stack([scalar.to(device) for scalar in scalars]).float()
 
-        # One call for all tensors, as torch's own clipping does: on a GPU that is one launch, too.
-        before, after = [part.before for part in parts], [part.after for part in parts]
         norms = [part.norm for part in parts if part.norm is not None]
         return cls(
             vectors,
-            joined(torch._foreach_norm(before, 1)) * scale,
-            joined(torch._foreach_norm(after, 1)) * scale,
-            joined(torch._foreach_norm(before, 2)).square() * square_scale,
+            joined([part.before for part in parts]) * scale,
+            joined([part.after for part in parts]) * scale,
+            joined([part.length for part in parts]).square() * square_scale,
             joined(norms).square() if norms else None,
         )
 

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 def part(before: list[complex], fan_in: int = 2, norm: float | None = 50**0.5, scale: float = 1.0) -> Part:
     sums = torch.tensor(before) / scale
-    return Part(sums, sums / 100, fan_in, scale, None if norm is None else torch.tensor(norm))
+    return Part.of(sums, sums / 100, fan_in, scale, None if norm is None else torch.tensor(norm))
 
 
 def measured(*parts: Part) -> Measurement:
