@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.examples.loading import load
-from tests.examples.paired_study.conftest import write_idx
+from tests.examples.conftest import write_idx
 
 fashion_mnist = load("fashion_mnist")
 study = load("study")

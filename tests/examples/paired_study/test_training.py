@@ -28,7 +28,8 @@ def two_steps(name: str):
 def test_each_setting_trains_for_two_steps(name):
     setting = two_steps(name)
     runs = {arm: training.train(setting, arm, 0) for arm in settings.arms_of(name)}
-    assert [*runs] == ["none", "gradient", "update", "trunk"][: 4 if setting.steps else 3]
+    afterwards = ["wide"] if name.startswith("field") else []
+    assert [*runs] == ["none", "gradient", "update", "trunk"][: 4 if setting.steps else 3] + afterwards
     for run in runs.values():
         assert len(run["train_losses"]) == bool(setting.steps) * 2 + bool(setting.head_steps) * 2
         assert all(torch.tensor([*run["train_losses"], run["test_error"]]).isfinite())
