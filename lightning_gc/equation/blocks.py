@@ -25,6 +25,9 @@ def blocks(view: Tensor, dims: tuple[int, ...], to: Tensor | None = None) -> Ite
         to: A mean for each weight vector, with `dims` kept as size 1; or None.
     """
     dim, size = _cut(view, dims)
+    if size >= view.shape[dim]:  # nothing to cut: of adapters there are hundreds
+        yield view, to
+        return
     parts = torch.split(view, size, dim)
     yield from zip(parts, [None] * len(parts) if to is None else torch.split(to, size, dim), strict=True)
 
