@@ -7,4 +7,4 @@ from lightning_gc.selection import Selection, select
 from lightning_gc.steps.attach import attach
 
 __all__ = ["GradientCentralization", "GradientMeans", "Selection", "attach", "centralize", "centralize_", "select"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
