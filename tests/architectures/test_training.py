@@ -87,7 +87,7 @@ def matching(name: str, globs: Any) -> str | None:
 def test_one_step_moves_each_weight_by_what_it_moves_without_less_its_mean(name):
     without, with_it, callback = both(name)
     found: set[str] = set()
-    differs = False
+    differs = shows = False
     for entry in callback.selection:
         move = without[entry.name]
         glob = matching(entry.name, LAYOUTS[name])
@@ -106,7 +106,9 @@ def test_one_step_moves_each_weight_by_what_it_moves_without_less_its_mean(name)
         if glob is not None:
             assert (entry.layout and entry.layout.dims) == dims, entry
             found.add(glob)
+            shows |= dims is not None and bool(move.any())
             differs |= bool((with_it[entry.name] - move).abs().max() > 1e-2 * move.abs().max())
     assert found == set(LAYOUTS[name])
-    # Where anything is to be centralized, the step shows it.
-    assert differs == any(LAYOUTS[name].values())
+    # Where anything is to be centralized, the step shows it; but so small a SAM's positions get gradients of zero.
+    assert differs == shows
+    assert shows == (name != "sam" and any(LAYOUTS[name].values()))
