@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.examples.loading import load
 from tests.examples.conftest import write_idx
+from tests.examples.loading import load
 
 fashion_mnist = load("fashion_mnist")
 study = load("study")
