@@ -72,6 +72,7 @@ class TestImages:
             study.main(arguments)
 
 
+@pytest.mark.slow
 class TestOtherTasks:
     @pytest.fixture(scope="class")
     def results(self, tmp_path_factory):

@@ -24,6 +24,7 @@ def two_steps(name: str):
     return replace(setting, steps=min(setting.steps, 2), head_steps=min(setting.head_steps, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_each_setting_trains_for_two_steps(name):
     setting = two_steps(name)
