@@ -12,7 +12,7 @@ from collections.abc import Collection
 from enum import Enum
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gc.selection.graph.axes import Unreadable
 from lightning_gc.selection.graph.kinds import (
@@ -53,7 +53,8 @@ class Graph:
 
     Args:
         loss: What backward will be called on.
-        parameters: All parameters of the module, frozen ones too; every other leaf is data.
+        parameters: All parameters of the module, frozen ones too, as they stand in the graph; every other leaf that is
+            no `Parameter` is data.
 
     Attributes:
         leaves: The node of each leaf.
@@ -70,7 +71,7 @@ class Graph:
         self._names: dict[Node, str] = {}
         if loss.grad_fn is not None:
             self._collect(loss.grad_fn)
-        self.has_data_leaves = any(leaf not in self._parameters for leaf in self.leaves)
+        self.has_data_leaves = not all(map(self._is_parameter, self.leaves))
         self.is_second_order = any("BackwardBackward" in node.name() for node in self._names)
         self._made: dict[Node, Made] = {}
         for node in self._names:
@@ -92,7 +93,7 @@ class Graph:
                 continue
             seen.add(node)
             to_do.append((node, True))
-            if hasattr(node, "variable"):
+            if _is_leaf(node):
                 self.leaves[node.variable] = node
             for operand, (source, output) in enumerate(node.next_functions):
                 if source is not None:
@@ -124,9 +125,13 @@ class Graph:
         sources = enumerate(user.next_functions)
         return [self.made(source) for i, (source, _) in sources if i != operand and i not in but]
 
+    def _is_parameter(self, leaf: Tensor) -> bool:
+        # Also one of another module, where a part of a model is asked for.
+        return leaf in self._parameters or isinstance(leaf, nn.Parameter)
+
     def _made_of(self, node: Node) -> Made:
-        if hasattr(node, "variable"):
-            return Made.OF_PARAMETERS if node.variable in self._parameters else Made.OF_DATA
+        if _is_leaf(node):
+            return Made.OF_PARAMETERS if self._is_parameter(node.variable) else Made.OF_DATA
         name, sources = self._names[node], node.next_functions
         made = [self.made(source) for source, _ in sources]
         if Made.OF_DATA in made or name in ("Embedding", "EmbeddingBag"):
@@ -185,7 +190,7 @@ def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
     Raises:
         Unreadable: This torch does not tell.
     """
-    if hasattr(node, "variable"):
+    if _is_leaf(node):
         return tuple(node.variable.shape)
     try:
         return tuple(int(n) for n in node._input_metadata[output].shape)
@@ -225,6 +230,11 @@ def saved_dims(node: Node, name: str, rank: int) -> tuple[int, ...]:
     given = saved(node, name)
     dims = (given,) if isinstance(given, int) else tuple(given)
     return tuple((dim - (1 << 64) if dim >= 1 << 63 else dim) % rank for dim in dims)
+
+
+def _is_leaf(node: Node) -> bool:
+    # Not whether it has a variable: a custom function may keep anything under that name.
+    return str(node.name()) == "torch::autograd::AccumulateGrad"
 
 
 def _name(node: Node) -> str:

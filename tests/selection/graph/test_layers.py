@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_gc.selection.graph import Graph, Reading, leaves, read
 from tests.selection.graph.layers import LAYERS, LEFT, Layer, parameters
@@ -103,3 +107,48 @@ def test_no_loss_has_no_graph() -> None:
 
     assert leaves(graph, [torch.nn.Parameter(torch.zeros(2, 2))]) == {}
     assert isinstance(read(graph, {}), dict)
+
+
+class _Remembers(torch.autograd.Function):
+    """x @ w, which keeps its weight under a name that autograd's own leaves have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.variable = [w]
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return grad @ w.T, x.T @ grad
+
+
+def test_a_custom_function_is_no_leaf_whatever_it_keeps() -> None:
+    weight = torch.nn.Parameter(torch.randn(7, 5))
+    graph = Graph(_Remembers.apply(torch.randn(3, 7), weight).tanh().mean(), [weight])
+
+    assert set(graph.leaves) == {weight}
+    assert read(graph, leaves(graph, [weight]))[weight].kind == "unread"
+
+
+@pytest.mark.parametrize(
+    ("shape", "forward"),
+    [
+        pytest.param((4, 7), lambda latents, other: latents @ other(7, 5), id="latents"),
+        pytest.param((7, 4), lambda latents, other: other(5, 7) @ latents, id="latents in columns"),
+        pytest.param(
+            (2, 7),
+            lambda a, other: torch.einsum("bi,oi->bo", torch.ones(3, 7), torch.einsum("or,ri->oi", other(5, 2), a)),
+            id="B @ A",
+        ),
+    ],
+)
+def test_a_parameter_of_another_module_is_no_data(
+    shape: tuple[int, ...], forward: Callable[[Tensor, Callable[..., Tensor]], Tensor]
+) -> None:
+    parameter = torch.nn.Parameter(torch.randn(shape))
+    out = forward(parameter, lambda *shape: torch.nn.Parameter(torch.randn(shape)))
+    graph = Graph(out.tanh().mean(), [parameter])
+
+    assert read(graph, leaves(graph, [parameter]))[parameter].kind == "unread"
