@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lightning_gc.selection.graph.axes import Axes, Unreadable, broadcast, own_parts, resized
+from lightning_gc.selection.graph.axes import DATA, Axes, Unreadable, broadcast, own_parts, resized
 from lightning_gc.selection.graph.kinds import (
     ADDITIONS,
     ATTENTION,
@@ -21,9 +21,9 @@ from lightning_gc.selection.graph.kinds import (
     SUMS,
     VIEWS,
 )
-from lightning_gc.selection.graph.nodes import Made, saved_dims
+from lightning_gc.selection.graph.nodes import Made
 from lightning_gc.selection.graph.states import Met, Outcome, Reading, State, Step, unread
-from lightning_gc.selection.graph.views import viewed
+from lightning_gc.selection.graph.views import summed_axes, viewed
 
 # After these, a sum is not one of products any more.
 _ENDS = NONLINEAR | ATTENTION | LOSSES | OTHER_REDUCTIONS | LOOK_UPS
@@ -57,14 +57,30 @@ def _next(step: Step, met: Met) -> Outcome:
         return replace(reached, met=replace(met, spread=True)) if grown else reached
     if name in SUMS:
         return _summed(step, met)
+    in_parts = met.by == "sum" and any(part.dim in met.reading.dims for part in state.gone)
+    if in_parts and (name == "Stack" or (name in ADDITIONS and Made.OF_DATA in _others(step))):
+        return unread(f"{name} of what may be products of its parts")
     if name in LINEAR or name in PRODUCTS:
-        met = met if name in ADDITIONS or name in PRODUCTS or name == "Neg" else replace(met, clean=False)
+        met = met if _stays_clean(step, met) else replace(met, clean=False)
         return State(broadcast(state.axes, step.shape), state.gone, met)
+    if name == "Cat" and in_parts:
+        return met.reading  # side by side, and not added up
     if name in JOINS:
         if name == "Stack":
             return met.reading if met.by != "multiplication" else end(met, name)
         return State(resized(state.axes, step.shape), state.gone, replace(met, clean=False))
     return end(met, name)
+
+
+def _others(step: Step) -> list[Made]:
+    return step.graph.others(step.node, step.use.operand)
+
+
+def _stays_clean(step: Step, met: Met) -> bool:
+    if step.name in ADDITIONS or step.name in PRODUCTS or step.name == "Neg":
+        return True
+    # Scaled and dropped products are summed as they are. Weighed by the data, they are of one expert each.
+    return met.by == "sum" and set(_others(step)) <= {Made.CONSTANT}
 
 
 def _multiplied(step: Step, met: Met) -> Outcome:
@@ -78,24 +94,24 @@ def _multiplied(step: Step, met: Met) -> Outcome:
         return met.reading
     if is_weight:
         return unread(f"a weight of {step.name} may be made of it")
-    # `B @ A @ x` with B frozen looks like `x @ W1 @ W2` with W2 frozen.
-    if met.constant and (met.spread or step.name != "Bmm") and others != [Made.OF_PARAMETERS]:
+    # `B @ A @ x` with B frozen looks like `x @ W1 @ W2` with W2 frozen, where no batch of the data goes along.
+    along_batch = step.name == "Bmm" and any(part.dim == DATA for part in axes[0]) and not met.spread
+    if met.constant and not along_batch and others != [Made.OF_PARAMETERS]:
         return unread(f"{step.name} with two constants")
     return met.reading
 
 
 def _summed(step: Step, met: Met) -> Outcome:
     axes, state = step.state.axes, step.state
-    try:
-        over = saved_dims(step.node, "dim", len(axes))
-    except Unreadable:
-        over = tuple(range(len(axes)))  # over all of it
-    over = over or tuple(range(len(axes)))
+    over = summed_axes(step)
     own = own_parts(axes[i] for i in over)
     if not own:
         return replace(state, axes=_without(axes, over, keepdim=len(step.shape) == len(axes)))
-    if met.by == "addition" or _centres(step):
+    if _centres(step):
         return met.reading
+    if met.by == "addition":
+        # Multiplied by data, noise for each sample and its weight are summed as the weight alone would be.
+        return met.reading if met.clean else unread(f"{step.name} of products with it")
     over_data = any(not part.own for i in over for part in axes[i])
     if met.by == "sum":
         # With the batch it is the loss that sums, or a pool of outputs, and with a factor in between another layer.

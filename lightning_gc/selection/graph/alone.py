@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from typing import Literal
 
+import torch
+
 from lightning_gc.selection.graph.axes import (
     JOINED,
     LOOKED_UP,
@@ -15,6 +17,7 @@ from lightning_gc.selection.graph.axes import (
     broadcast,
     data_axis,
     is_mixed,
+    own_parts,
     resized,
     sizes,
 )
@@ -24,6 +27,7 @@ from lightning_gc.selection.graph.kinds import (
     BILINEAR,
     CONVOLUTIONS,
     ELEMENTWISE,
+    EMBEDDINGS,
     EXPANDS,
     JOINS,
     LOOK_UPS,
@@ -35,7 +39,7 @@ from lightning_gc.selection.graph.kinds import (
 )
 from lightning_gc.selection.graph.nodes import Made, saved, saved_dims, source_shape
 from lightning_gc.selection.graph.states import Met, Outcome, Reading, State, Step, unread
-from lightning_gc.selection.graph.views import viewed
+from lightning_gc.selection.graph.views import summed_axes, viewed
 
 ADDED = Reading("apart", why="added to the data")
 SCALES = Reading("apart", why="scales the data")
@@ -56,6 +60,8 @@ def alone(step: Step) -> Outcome:
         outcome = _convolution(step)
     elif name == BILINEAR:
         outcome = _bilinear(step)
+    elif name in EMBEDDINGS:
+        outcome = _embedded(step)
     elif name in LOOK_UPS:
         outcome = _looked_up(step)
     elif name in VIEWS:
@@ -63,14 +69,14 @@ def alone(step: Step) -> Outcome:
     elif name in JOINS:
         outcome = _joined(step)
     elif name in SUMS or name in OTHER_REDUCTIONS:
-        outcome = None  # a penalty, or a norm that rescales the parameter: no weight vector is told by it
+        outcome = _reduced(step)
     elif name in ELEMENTWISE:
         outcome = _elementwise(step)
     elif name in ATTENTION and step.use.operand == 3:
         outcome = _added(step, step.state.axes)
     else:
         outcome = unread(f"{name} is not known")
-    has_met = isinstance(outcome, State) and (outcome.met is not None or name in LOOK_UPS)
+    has_met = name in LOOK_UPS or (isinstance(outcome, State) and outcome.met is not None)
     if has_met and step.graph.makes_weight(step.node):
         return unread(f"a weight is made of what {name} gives")
     return outcome
@@ -89,9 +95,15 @@ def _product(step: Step) -> Outcome:
     if any(is_mixed(axes[i]) for i in kept) and operand != product.weight:
         # A batch that the parameter was repeated along, merged with its own dims: latents, or queries.
         return IN_PLACE_OF_DATA if other is Made.OF_PARAMETERS else unread(f"{name} with {other.value}")
-    if operand != product.weight and other in (Made.OF_PARAMETERS, Made.CONSTANT) and state.looked_up:
+    if operand != product.weight and other is Made.OF_PARAMETERS and state.looked_up:
         return None  # what was looked up goes through a layer
-    reading = _judged(step, other, in_place_of_weight=operand == product.weight) or step.summed([over])
+    if operand != product.weight and product.only_weights:
+        # Data stand here as a rule, and what is made of data there may be a weight: one that was normed by them, say.
+        return unread(f"{name} in the place of the data")
+    rows = () if len(step.shape) < 2 else (step.shape[-2],)
+    reading = _judged(
+        step, other, in_place_of_weight=operand == product.weight, constant=(*rows, sizes(axes)[over])
+    ) or step.summed([over])
     if reading.kind != "summed" or name == "GroupedMm" or "Linear" in name:
         return reading
     given, rank = step.shape, len(step.shape)
@@ -139,15 +151,39 @@ def _bilinear(step: Step) -> Outcome:
     return step.summed([1, 2])
 
 
-def _judged(step: Step, other: Made, *, in_place_of_weight: bool) -> Reading | None:
-    """Why a product with this is no weight's product with data; None if it is one."""
+def _judged(
+    step: Step, other: Made, *, in_place_of_weight: bool, constant: tuple[int, ...] | None = None
+) -> Reading | None:
+    """Why a product with this is no weight's product with data; None if it is one.
+
+    Args:
+        step: The product.
+        other: What the other operand is made of.
+        in_place_of_weight: Whether the parameter stands where weights do.
+        constant: The shape of the other operand, as a matrix or vector.
+    """
     if other is Made.OF_DATA:
         return None
     # What has no gradient may be data, or a frozen weight that latents go through. Where the data carry gradients,
-    # it isn't data.
+    # it isn't data, nor where it has the shape of a frozen weight.
     if other is Made.CONSTANT and in_place_of_weight and not step.graph.has_data_leaves:
-        return None
+        return unread(f"{step.name} with what may be a frozen weight") if constant in step.graph.frozen else None
     return unread(f"{step.name} with {other.value}")
+
+
+def _embedded(step: Step) -> Reading:
+    """A function for embeddings says that each row is a weight vector."""
+    if step.use.operand != 0:
+        return unread(f"{step.name} of it")
+    return step.summed([1])
+
+
+def _reduced(step: Step) -> Reading | None:
+    """A penalty, or a norm that rescales the parameter: no weight vector is told by it."""
+    state = step.state
+    if step.name in SUMS and state.looked_up and step.shape and own_parts(state.axes[i] for i in summed_axes(step)):
+        return unread(f"{step.name} of what was looked up")  # what it was multiplied with may have been data
+    return None
 
 
 def _looked_up(step: Step) -> State:
@@ -155,9 +191,10 @@ def _looked_up(step: Step) -> State:
     if name == "IndexSelect":
         dims = list(saved_dims(node, "dim", len(axes)))
     elif name in ("Index", "UnsafeIndex"):
-        dims = [dim for dim, index in enumerate(saved(node, "indices")) if index is not None]
-    elif name == "Embedding":
-        dims = [0]
+        indices = saved(node, "indices")
+        if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+            raise Unreadable("a mask selects")
+        dims = [dim for dim, index in enumerate(indices) if index is not None]
     else:
         raise Unreadable(f"which dim {name} looks up")
     if not dims or dims != list(range(dims[0], dims[-1] + 1)):
@@ -206,12 +243,19 @@ def _elementwise(step: Step) -> Outcome:
         return state
     if not (Made.OF_DATA in others or (Made.CONSTANT in others and Made.UNCLEAR not in others)):
         return unread(f"{name} with a parameter")
-    if name == "Sub" and _is_outer(step):
+    if name == "Sub":
         return unread("differences of data and it, as of distances")
-    by: Literal["addition", "multiplication"] = "addition" if name in ADDITIONS else "multiplication"
+    by: Literal["addition", "multiplication"] = "addition" if _is_addend(step) else "multiplication"
     if by == "multiplication" and not state.is_whole(step.whole) and not state.looked_up:
         return unread(f"{name} with a part of it")  # the products of all parts may be added up
-    return State(broadcast(state.axes, step.shape), state.gone, Met(ADDED if by == "addition" else SCALES, by))
+    met = Met(ADDED if by == "addition" else SCALES, by, constant=Made.OF_DATA not in others)
+    return State(broadcast(state.axes, step.shape), state.gone, met)
+
+
+def _is_addend(step: Step) -> bool:
+    """Whether the result grows with it as it is: what is multiplied may be summed as products afterwards."""
+    name, operand = step.name, step.use.operand
+    return name in ADDITIONS or name == "Where" or (name, operand) in {("Lerp", 0), ("Lerp", 1), ("Addcmul", 0)}
 
 
 def _is_multiplied_with_its_like(step: Step) -> bool:
@@ -224,18 +268,4 @@ def _is_multiplied_with_its_like(step: Step) -> bool:
         shape = source_shape(source, 0) if inner is not None else source_shape(step.node, i)
         if math.prod(shape) >= math.prod(step.shape):
             return True
-    return False
-
-
-def _is_outer(step: Step) -> bool:
-    """Whether the other operand lacks an axis that is of the parameter; what has no gradient may lack it."""
-    axes = broadcast(step.state.axes, step.shape)
-    for i, (source, _) in enumerate(step.node.next_functions):
-        if i != step.use.operand:
-            if source is None:
-                return True
-            shape = source_shape(step.node, i)
-            aligned = (1,) * (len(axes) - len(shape)) + shape
-            if any(axis and n == 1 and axis[0].own for axis, n in zip(axes, aligned, strict=True)):
-                return True
     return False

@@ -37,7 +37,8 @@ PRODUCTS = {
 CONVOLUTIONS = frozenset({"Convolution", "MkldnnConvolution", "ConvolutionOverrideable"})
 BILINEAR = "Trilinear"
 
-LOOK_UPS = frozenset({"Embedding", "EmbeddingBag", "Index", "UnsafeIndex", "IndexSelect", "Gather", "Take"})
+EMBEDDINGS = frozenset({"Embedding", "EmbeddingBag"})
+LOOK_UPS = EMBEDDINGS | {"Index", "UnsafeIndex", "IndexSelect", "Gather", "Take"}
 SLICES = frozenset({"Slice", "Split", "SplitWithSizes", "Chunk", "Narrow", "UnsafeSplit"})
 SELECTS = frozenset({"Select", "Unbind"})
 RESHAPES = frozenset(

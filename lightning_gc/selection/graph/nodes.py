@@ -19,6 +19,7 @@ from lightning_gc.selection.graph.kinds import (
     BILINEAR,
     CONVOLUTIONS,
     ELEMENTWISE,
+    EMBEDDINGS,
     JOINS,
     LOOK_UPS,
     OTHER_REDUCTIONS,
@@ -57,6 +58,7 @@ class Graph:
             no `Parameter` is data.
 
     Attributes:
+        frozen: The shapes in which frozen parameters may stand in products, where a constant is one of them or data.
         leaves: The node of each leaf.
         has_data_leaves: Whether data carry gradients: then a constant is no data.
         is_second_order: Whether it has gradients in it, as a gradient penalty has, so that layers stand in it
@@ -65,6 +67,13 @@ class Graph:
 
     def __init__(self, loss: Tensor, parameters: Collection[Tensor]) -> None:
         self._parameters = set(parameters)
+        self.frozen = {
+            matrix
+            for parameter in parameters
+            if not parameter.requires_grad
+            for shape in (parameter.shape[-2:], (*parameter.shape[:1], math.prod(parameter.shape[1:])))
+            for matrix in (tuple(shape), tuple(shape)[::-1])
+        }
         self.leaves: dict[Tensor, Node] = {}
         self._uses: dict[Node, list[Use]] = defaultdict(list)
         # It also keeps the nodes alive: Python's wrappers of them would be made anew, as other objects.
@@ -134,7 +143,7 @@ class Graph:
             return Made.OF_PARAMETERS if self._is_parameter(node.variable) else Made.OF_DATA
         name, sources = self._names[node], node.next_functions
         made = [self.made(source) for source, _ in sources]
-        if Made.OF_DATA in made or name in ("Embedding", "EmbeddingBag"):
+        if Made.OF_DATA in made or name in EMBEDDINGS:
             return Made.OF_DATA
         if Made.UNCLEAR in made:
             return Made.UNCLEAR
@@ -155,8 +164,11 @@ class Graph:
 def _combined(name: str, node: Node, made: list[Made]) -> Made:
     """What an operation on parameters and constants gives."""
     if name in PRODUCTS:
-        # A constant that is multiplied with a parameter is taken for data: that is how the data come in.
-        return Made.OF_DATA if any(made[i] is Made.CONSTANT for i in PRODUCTS[name].summed) else Made.OF_PARAMETERS
+        if all(made[i] is not Made.CONSTANT for i in PRODUCTS[name].summed):
+            return Made.OF_PARAMETERS
+        # A constant that is multiplied with a parameter is taken for data: that is how the data come in. A vector has no
+        # batch, and may be one by which a weight's spectrum is normed.
+        return Made.OF_DATA if len(shape_of(node)) > 1 else Made.UNCLEAR
     if name == BILINEAR:
         return Made.OF_DATA if Made.CONSTANT in (made[0], made[2]) else Made.OF_PARAMETERS
     if name in CONVOLUTIONS:

@@ -103,6 +103,9 @@ def _uses(graph: Graph, start: Start) -> Iterator[Reading]:
 
 def _outcome(step: Step) -> Outcome:
     try:
+        if 0 in step.shape:
+            # No data came here. What was looked up may still have been for a product with them.
+            return unread(f"{step.name} of nothing") if step.state.looked_up else None
         return alone(step) if step.state.met is None else after(step, step.state.met)
     except (Unreadable, IndexError, ValueError) as error:
         return unread(f"{step.name}: {error}")

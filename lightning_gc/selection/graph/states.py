@@ -43,7 +43,7 @@ class Met:
     Attributes:
         reading: What that says, if nothing that follows speaks against it.
         by: The operation: only of a multiplication element by element is a sum still to be expected.
-        clean: Whether nothing but views and additions has followed.
+        clean: Whether nothing but views and additions has followed, nor factors that are no constants after a sum.
         constant: Whether it met a constant, which was taken for data.
         spread: Whether the result was broadcast since, as a weight is along a batch.
     """

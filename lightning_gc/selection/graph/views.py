@@ -1,8 +1,8 @@
-"""What views do with the axes of a tensor."""
+"""What views do with the axes of a tensor, and which of them a sum takes away."""
 
 from __future__ import annotations
 
-from lightning_gc.selection.graph.axes import broadcast, regrouped, resized, sizes
+from lightning_gc.selection.graph.axes import Unreadable, broadcast, regrouped, resized, sizes
 from lightning_gc.selection.graph.kinds import EXPANDS, RESHAPES, SELECTS, SLICES
 from lightning_gc.selection.graph.nodes import saved_dims
 from lightning_gc.selection.graph.states import State, Step
@@ -34,3 +34,12 @@ def viewed(step: Step) -> State:
     assert name in RESHAPES, name
     # Most of what is called a reshape is none: a copy, or an axis of size 1 more or less.
     return state if sizes(axes) == step.shape else state.at(regrouped(axes, step.shape))
+
+
+def summed_axes(step: Step) -> tuple[int, ...]:
+    """The axes that a sum or mean goes over."""
+    every = tuple(range(len(step.state.axes)))
+    try:
+        return saved_dims(step.node, "dim", len(every)) or every
+    except Unreadable:
+        return every  # where there are no dims to tell

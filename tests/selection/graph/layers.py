@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -160,6 +161,22 @@ def _gradient_penalty(w: Tensor, x: Tensor) -> Tensor:
     return grad
 
 
+def _places(x: Tensor, size: int) -> Tensor:
+    """An index below `size` for each place of the data."""
+    return torch.arange(math.prod(x.shape[:-1])).reshape(x.shape[:-1]) % size
+
+
+def _spectrally_normed(w: Tensor) -> Tensor:
+    """Divided by its largest singular value, as the power iteration of a spectral normalisation knows it."""
+    return w / torch.dot(w.new_ones(len(w)), torch.mv(w, w.new_ones(w.shape[1])))
+
+
+def _radial(w: Tensor, x: Tensor) -> Tensor:
+    """A network of radial basis functions, as it is mostly written."""
+    shape = (*x.shape[:-1], *w.shape)
+    return torch.exp(-(x.unsqueeze(-2).expand(shape) - w.expand(shape)).pow(2).sum(-1))
+
+
 IMAGE = (4, 6, 6)
 TOKENS = (5, 7)
 
@@ -212,6 +229,21 @@ LAYERS: dict[str, Layer] = {
         (8, 5), lambda w, x: torch.einsum("...ig,igo->...go", x, w.view(4, 2, 5)), NOTHING, data=(4, 2)
     ),
     "low rank of x": Layer({"a": (7, 2), "b": (2, 5)}, lambda p, x: x @ p.a @ p.b, {"a": (0,), "b": (0,)}),
+    "heads whose outputs are added": _one(
+        (8, 7), lambda w, x: sum(x[..., h, :] @ w.view(2, 4, 7)[h] for h in range(2)), (0,), data=(2, 4), silent=("w",)
+    ),
+    "heads whose outputs are stacked and added": _one(
+        (8, 7), lambda w, x: torch.stack([x[..., h, :] @ w.view(2, 4, 7)[h] for h in range(2)]).sum(0), (0,),
+        data=(2, 4), silent=("w",),
+    ),
+    "heads whose outputs are scaled and added": _one(
+        (2, 4, 7), lambda w, x: ((x[..., None, :] @ w).squeeze(-2) / 8).sum(-2), (0, 1), data=(2, 4), silent=("w",)
+    ),
+    "experts that are weighed by the data": Layer(
+        {"w": (3, 7, 5), "route": (7, 3)},
+        lambda p, x: ((x @ p.route).softmax(-1)[..., None] * torch.einsum("...i,eio->...eo", x, p.w)).sum(-2),
+        {"w": (1,), "route": (0,)},
+    ),
     # convolutions
     "convolution": _one((5, 4, 3, 3), lambda w, x: F.conv2d(x, w), (1, 2, 3), data=IMAGE),
     "convolution in groups": _one((6, 2, 3, 3), lambda w, x: F.conv2d(x, w, groups=2), (1, 2, 3), data=IMAGE),
@@ -295,6 +327,24 @@ LAYERS: dict[str, Layer] = {
     "B @ A, from the left": Layer(
         {"a": (2, 7), "b": (5, 2)}, lambda p, x: (p.b @ p.a) @ x, {"a": NOTHING, "b": NOTHING}, data=(7, 4)
     ),
+    "B @ A, as einsums": Layer(
+        {"a": (2, 7), "b": (5, 2)},
+        lambda p, x: torch.einsum("...i,oi->...o", x, torch.einsum("or,ri->oi", p.b, p.a)),
+        {"a": NOTHING, "b": NOTHING},
+    ),
+    "B @ A, head by head": Layer(
+        {"a": (3, 7, 2), "b": (3, 2, 5)},
+        lambda p, x: torch.einsum("...hi,hio->...ho", x, torch.einsum("hrj,hir->hij", p.b, p.a)),
+        {"a": NOTHING, "b": (1,)},
+        data=(3, 7),
+        silent=("b",),
+    ),
+    "a kernel of rank one": Layer(
+        {"o": (5, 3), "i": (4, 3), "k": (3, 3)},
+        lambda p, x: F.conv2d(x, torch.einsum("or,ir,kr->oik", p.o, p.i, p.k)[..., None]),
+        {"o": NOTHING, "i": NOTHING, "k": NOTHING},
+        data=IMAGE,
+    ),
     "kron": Layer(
         {"a": (2, 7), "b": (3, 1)}, lambda p, x: F.linear(x, torch.kron(p.a, p.b)), {"a": NOTHING, "b": NOTHING}
     ),
@@ -333,12 +383,33 @@ LAYERS: dict[str, Layer] = {
         lambda p, x: torch.einsum("boi,bi->bo", p.w + (x @ p.change).unflatten(-1, (5, 7)), x),
         {"w": NOTHING, "change": NOTHING},
     ),
+    "noise for each sample": _one(
+        (5, 7), lambda w, x: ((w + torch.ones(*x.shape[:-1], 5, 7)) * x[..., None, :]).sum(-1), (1,), silent=("w",)
+    ),
     # no sets of weight vectors
     "positions": _one((5, 7), lambda w, x: (x + w).tanh(), LEFT, data=TOKENS),
     "a scale": _one((5, 7), lambda w, x: (x * w).tanh(), LEFT, data=TOKENS),
     "a scale and a sum over the batch": _one((5, 7), lambda w, x: (x * w).tanh().sum(0), LEFT, data=TOKENS),
     "LayerNorm over two dims": _one((5, 7), lambda w, x: F.layer_norm(x, (5, 7), w), LEFT, data=TOKENS),
     "a table by distance": Layer({"table": (9, 2)}, _windows, {"table": LEFT}, data=TOKENS),
+    "an embedding": _one((5, 7), lambda w, x: x + F.embedding(_places(x, 5), w), (1,), data=TOKENS),
+    "an embedding of several": _one(
+        (5, 7), lambda w, x: x.mean(-2) + F.embedding_bag(_places(x, 5).reshape(-1, 5), w).view_as(x[..., 0, :]), (1,),
+        data=TOKENS,
+    ),
+    "an embedding that is tied": _one(
+        (5, 7), lambda w, x: (x + F.embedding(_places(x, 5), w)).tanh() @ w.T, (1,), data=TOKENS
+    ),
+    "a table": _one((5, 7), lambda w, x: x + w[_places(x, 5)], LEFT, data=TOKENS),
+    "a table of vectors that are multiplied with the data": _one(
+        (5, 7), lambda w, x: (x * w[_places(x, 5)]).sum(-1), (1,), data=TOKENS
+    ),
+    "a table by distance as a matrix": _one(
+        (9, 2),
+        lambda w, x: w[torch.arange(5)[:, None] - torch.arange(5) + 4].permute(2, 0, 1) @ x.unsqueeze(-3),
+        NOTHING, data=TOKENS,
+    ),
+    "what a mask selects": _one((7, 7), lambda w, x: x @ w[torch.eye(7, dtype=torch.bool)], NOTHING, data=TOKENS),
     "a decay": Layer({"a_log": (7, 3), "d": (7,)}, _mamba, {"a_log": LEFT, "d": LEFT}, data=TOKENS),
     "memory keys and values": Layer(
         {"keys": (2, 7), "values": (2, 7)}, _memory, {"keys": LEFT, "values": LEFT}, data=TOKENS
@@ -354,10 +425,46 @@ LAYERS: dict[str, Layer] = {
         (2, 7), lambda w, x: (lambda s: x * (1 + s[..., :1, :]) + s[..., 1:, :])(w + x.mean(-2, keepdim=True)), LEFT,
         data=TOKENS,
     ),
+    "latents through a weight that is normed by its spectrum": Layer(
+        {"latents": (5, 7), "w": (7, 7)},
+        lambda p, x: x + F.linear(p.latents, _spectrally_normed(p.w)),
+        {"latents": LEFT, "w": NOTHING},
+        data=TOKENS, silent=("latents",),
+    ),
+    "latents through such a weight, as an einsum": Layer(
+        {"latents": (5, 7), "w": (7, 7)},
+        lambda p, x: x + torch.einsum("nd,od->no", p.latents, _spectrally_normed(p.w)),
+        {"latents": LEFT, "w": NOTHING},
+        data=TOKENS, silent=("latents",),
+    ),
+    "latents through a constant and a weight": Layer(
+        {"latents": (5, 7), "a": (2, 7)},
+        lambda p, x: x + F.linear(p.latents, torch.ones(7, 2) @ p.a),
+        {"latents": LEFT, "a": NOTHING},
+        data=TOKENS, silent=("latents",),
+    ),
+    "latents in columns": Layer(
+        {"latents": (7, 5), "w": (7, 7)},
+        lambda p, x: x + (p.w @ p.latents).T,
+        {"latents": LEFT, "w": NOTHING},
+        data=TOKENS, silent=("latents",),
+    ),
+    "positions, mixed from the left": Layer(
+        {"positions": (1, 5, 7), "w": (4, 5)},
+        lambda p, x: torch.einsum("mn,...nd->...md", p.w, x + p.positions),
+        {"positions": LEFT, "w": (1,)},
+        data=TOKENS,
+    ),
+    "tokens in place of the data": _one(
+        (5, 7), lambda w, x: torch.where(x[..., :1] > 0, w, x).mean(-1), LEFT, data=TOKENS
+    ),
+    "a step towards a parameter": _one((5, 7), lambda w, x: torch.lerp(x, w.expand_as(x), 0.3).mean(-1), LEFT, data=TOKENS),
+    "products that are added to it": _one((5, 7), lambda w, x: torch.addcmul(w, x, x).mean(-1), LEFT, data=TOKENS),
     "attention of a graph": Layer(
         {"w": (7, 8), "att": (1, 2, 4)}, _gat, {"w": (0,), "att": (2,)}, data=TOKENS
     ),
     "centres": _one((5, 7), lambda w, x: (x[..., None, :] - w).pow(2).sum(-1), NOTHING),
+    "centres of radial functions": _one((5, 7), _radial, NOTHING),
     # not readable
     "a custom function": _one((7, 5), lambda w, x: _Double.apply(x, w), NOTHING, data=TOKENS),
     "after a custom function": Layer(

@@ -13,7 +13,7 @@ from lightning_gc.selection.graph import Graph, Reading, leaves, read
 from tests.selection.graph.layers import LAYERS, LEFT, Layer, parameters
 
 SOURCES = ["raw", "trained", "frozen", "weight-normed", "requiring grad"]
-BATCHES = [(), (1,), (3,)]
+BATCHES = [(), (1,), (3,), (0,)]
 
 
 def reading_of(layer: Layer, name: str, batch: tuple[int, ...], source: str, others: str, loss: str) -> Reading:
