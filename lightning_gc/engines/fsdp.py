@@ -83,6 +83,16 @@ class FSDPEngine(Engine):
         """See :meth:`Engine.held_by`."""
         return [p for held in super().held_by(optimizer) for p in self._of_flat.get(held, (held,))]
 
+    def check_entries(self, entries: Sequence[Entry]) -> None:
+        """See :meth:`Engine.check_entries`."""
+        for found in self._in_units.values():
+            if found.flat._param_extensions[found.index] is not None:
+                raise MisconfigurationException(
+                    f"GradientCentralization does not work on {found.flat._fqns[found.index]}: it was sharded (by tensor "
+                    "parallelism) before FullyShardedDataParallel flattened it, which knows its local part alone, and so no "
+                    "whole weight vector. Use FSDP2 (`fully_shard`, ModelParallelStrategy) around tensor parallelism."
+                )
+
     def leaves(self, module: nn.Module) -> list[Tensor]:
         """See :meth:`Engine.leaves`: the flat parameters, which `use_orig_params` hides."""
         return [*module.parameters(), *{found.flat for found in self._in_units.values()}]

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffload, FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,6 +98,53 @@ class OffloadedIsRefused:
             attach(make_optimizer("sgd", wrapped.parameters()), wrapped)
 
 
+@dataclass
+class TensorParallelIsRefused:
+    """FSDP1 flattens what tensor parallelism has left on a rank: half of the weight vectors of a row-wise layer."""
+
+    orig: bool
+
+    def reference(self) -> None:
+        return None
+
+    def run(self, expected: None) -> None:
+        mesh = init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("data", "tensor"))
+        net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 4, bias=False))
+        parallelize_module(net, mesh["tensor"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+        wrapped = FullyShardedDataParallel(
+            net, device_mesh=mesh["data"], device_id=torch.device("cpu"), use_orig_params=self.orig
+        )
+        optimizer = make_optimizer("sgd", wrapped.parameters())
+        with pytest.raises(ValueError, match=r"does not work on 0\.weight.*tensor parallelism.*Use FSDP2"):
+            attach(optimizer, wrapped)
+
+
+class DeepSpeedAfterwards:
+    """Attached before DeepSpeed puts partitions in the optimizer's groups, it does nothing, and says so."""
+
+    def reference(self) -> None:
+        return None
+
+    def run(self, expected: None) -> None:
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on the spot
+        net = nn.Linear(6, 4)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        attach(optimizer, net, target="update")
+        config = {
+            "train_micro_batch_size_per_gpu": 4,
+            "zero_optimization": {"stage": 2},
+            "zero_allow_untested_optimizer": True,
+        }
+        engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, config=config, dist_init_required=False)
+        engine.backward(engine(torch.rand(4, 6)).square().sum())
+        with pytest.warns(
+            UserWarning, match=r"SGD takes a step on other parameters.*nothing was centralized.*DeepSpeed"
+        ):
+            engine.step()
+
+
 CHECKS: dict[int, dict[str, Any]] = {
     2: {
         "ddp-clipped_gradient": Loop(ddp, "clipped_gradient"),
@@ -105,6 +153,9 @@ CHECKS: dict[int, dict[str, Any]] = {
         "fsdp1-update": Loop(fsdp1(True), "update"),
         "fsdp1-flat-update": Loop(fsdp1(False), "update", "sgd"),
         "fsdp1-offloaded": OffloadedIsRefused(),
+        "fsdp1-tensor_parallel": TensorParallelIsRefused(True),
+        "fsdp1-flat-tensor_parallel": TensorParallelIsRefused(False),
+        "deepspeed-afterwards": DeepSpeedAfterwards(),
         "fsdp2-clipped_gradient": Loop(dtensors(shard_rows), "clipped_gradient"),
         "fsdp2-update": Loop(dtensors(shard_rows), "update"),
         "tensor_parallel-clipped_gradient": Loop(dtensors(tensor_parallel_but_head), "clipped_gradient", "sgd", True),
