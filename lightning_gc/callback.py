@@ -169,6 +169,11 @@ class GradientCentralization(Callback):
         if self._fit:
             self._fit.after_batch()
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the user when parameters moved in steps that were not seen."""
+        if self._fit:
+            self._fit.after_epoch()
+
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Read off the graph of the first losses over which dims layers sum that are not known."""
         if self._fit:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lightning_gc.engines.loops import check_entries, engine_of
 from lightning_gc.selection import Selection, build_selection
 from lightning_gc.selection.filters import FilterArgument, parse_fan_in_dims, parse_filters
-from lightning_gc.steps.plan import Plan, Planner
+from lightning_gc.steps.plan import NO_OPTIMIZER, Plan, Planner
 from lightning_gc.steps.steps import Observer, Steps
 
 AttachedTarget = Literal["clipped_gradient", "update"]
@@ -83,6 +83,9 @@ def attach(
         fan_in_dims: As in :func:`select`. It sees no loss, so that of a layer of no known class the assumption stands, where
             the callback reads the graph: look at ``select(module, loss=loss)``, and say here (or in `exclude`) what it shows.
 
+    Only what ``optimizer.step()`` does is seen. Of one that takes its steps by other names (``first_step`` and ``second_step``
+    of sharpness-aware minimisation), attach to the optimizer that it wraps.
+
     Returns:
         A handle: ``handle.selection``, ``handle.centralize_()``, ``handle.remove()``.
 
@@ -128,7 +131,7 @@ def attach(
         held_by=engine.held_by,
         make_store=engine.make_store,
     )
-    if not any(entry.layout is not None for entry in planner.selection):
+    if not any(entry.layout is not None and entry.reason != NO_OPTIMIZER for entry in planner.selection):
         raise ValueError(
             f"attach() has nothing to centralize. Widen `include` and `exclude`, or leave it out.\n{planner.selection}"
         )
@@ -146,16 +149,23 @@ class _Warner(Observer):
         trainable = [entry.name for entry in plan.store.entries if entry.parameter.requires_grad]
         if not found and trainable:
             self._warn(
-                f"none of the {len(trainable)} selected parameters ({trainable[0]}, ...) had a gradient in a step"
+                f"none of the {len(trainable)} selected parameters ({trainable[0]}, ...) had a gradient in a step, so "
+                "nothing was centralized."
             )
 
-    def closure_not_called(self, optimizer: Optimizer) -> None:
-        self._warn(f"{type(optimizer).__name__}.step() was given a closure and did not call it")
+    def selects_nothing(self, optimizer: Optimizer) -> None:
+        self._warn(
+            f"{type(optimizer).__name__} takes a step on other parameters than it had when attach() was called, of which none "
+            "is selected, so nothing was centralized. Attach after everything was wrapped or sharded; DeepSpeed is not served."
+        )
+
+    def closure_not_in_time(self, optimizer: Optimizer, what: str) -> None:
+        self._warn(what)
 
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"Gradient Centralization: {what}, so nothing was centralized.", stacklevel=2)
+            warnings.warn(f"Gradient Centralization: {what}", stacklevel=2)
 
 
 def _check_target(target: Any) -> None:

@@ -19,19 +19,38 @@ OnNestedStep = Callable[[Optimizer, bool], None]
 both, and the second call finds what the first one left."""
 
 
-def after_closure(optimizer: Optimizer, act: OnNestedStep) -> list[RemovableHandle]:
+def runs_hooks(optimizer: Any) -> bool:
+    """Whether torch runs step hooks around the steps of `optimizer`; where it needs no more than to be told, tell it."""
+    if not hasattr(optimizer, "register_step_post_hook") or not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        return False
+    # Torch does so in Optimizer.__init__, or else in the first zero_grad(), which may come after the first step, or to
+    # Lightning's wrapper. Optimizers that wrap another one may leave the former out, as timm's Lookahead does.
+    if isinstance(optimizer, Optimizer):
+        optimizer._patch_step_function()
+    return True
+
+
+def after_closure(
+    optimizer: Optimizer, act: OnNestedStep, closure_not_in_time: OnStep = lambda optimizer: None
+) -> list[RemovableHandle]:
     """Call `act` where `optimizer` is about to use its gradients.
 
     That is after the closure, each time it is called: in Lightning it runs backward *and* clipping
     inside ``Optimizer.step``. Where the gradients are there already (with a gradient scaler, or in
-    a step without a closure), it is at the start of the step.
+    a step without a closure), it is at the start of the step. `closure_not_in_time` is called after a step without any of it.
     """
-    acted = False
+    acted = acted_in_step = False
 
     def act_on_gradients() -> None:
-        nonlocal acted
+        nonlocal acted, acted_in_step
         act(optimizer, not acted)
-        acted = True
+        acted = acted_in_step = True
+
+    def check(optimizer: Optimizer) -> None:
+        nonlocal acted_in_step
+        if not acted_in_step:
+            closure_not_in_time(optimizer)
+        acted_in_step = False
 
     def renew(*_: Any) -> None:
         nonlocal acted
@@ -40,19 +59,26 @@ def after_closure(optimizer: Optimizer, act: OnNestedStep) -> list[RemovableHand
     def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _around_closure(args, kwargs, renew, act_on_gradients)
 
-    return [optimizer.register_step_pre_hook(before_step), optimizer.register_step_post_hook(renew)]
+    handles = [optimizer.register_step_pre_hook(before_step), optimizer.register_step_post_hook(renew)]
+    return handles + after_step(optimizer, check)
 
 
 def around_step(optimizer: Optimizer, before: OnStep, after: OnNestedStep) -> list[RemovableHandle]:
     """Call `before` and `after` around what ``optimizer.step`` does; neither where a scaler skips the step.
 
     `before` is called after the *first* call of the closure: what a training step or a hook does to the
-    weights is not the optimizer's update.
+    weights is not the optimizer's update. It is not called at all where the optimizer has moved the weights by then, as
+    sharpness-aware minimisation does: these are not the weights that the step starts from.
     """
     entered = False
 
     def before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         called = False
+        at_start = _versions(optimizer)
+
+        def look() -> None:
+            nonlocal called
+            called = called or _versions(optimizer) != at_start
 
         def before_once() -> None:
             nonlocal called, entered
@@ -60,7 +86,7 @@ def around_step(optimizer: Optimizer, before: OnStep, after: OnNestedStep) -> li
                 called = entered = True
                 before(optimizer)
 
-        return _around_closure(args, kwargs, lambda: None, before_once)
+        return _around_closure(args, kwargs, look, before_once)
 
     def after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal entered
@@ -68,6 +94,11 @@ def around_step(optimizer: Optimizer, before: OnStep, after: OnNestedStep) -> li
         after(optimizer, first)
 
     return [optimizer.register_step_pre_hook(before_step), optimizer.register_step_post_hook(after_step)]
+
+
+def _versions(optimizer: Optimizer) -> list[int]:
+    """How often each parameter was changed in place."""
+    return [parameter._version for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _around_closure(

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_gc.engines import Means, Role, Store
 from lightning_gc.engines.target import Target
 from lightning_gc.measuring.measurement import Measurement
-from lightning_gc.steps.hooks import after_closure, around_step
+from lightning_gc.steps.hooks import after_closure, around_step, runs_hooks
 from lightning_gc.steps.plan import Plan, Planner
 
 P = ParamSpec("P")
@@ -34,8 +34,11 @@ class Observer:
     def looked_for_gradients(self, plan: Plan, optimizer: Optimizer, found: bool) -> None:
         """Whether any of the plan's parameters had a gradient to centralize."""
 
-    def closure_not_called(self, optimizer: Optimizer) -> None:
-        """An optimizer was given a closure and did not call it, so its update was not centralized."""
+    def selects_nothing(self, optimizer: Optimizer) -> None:
+        """An optimizer takes a step on nothing that is selected."""
+
+    def closure_not_in_time(self, optimizer: Optimizer, what: str) -> None:
+        """An optimizer did not call its closure, or not before it moved the weights; `what` says so, and what to do."""
 
 
 class Steps:
@@ -70,13 +73,17 @@ class Steps:
         stepped = optimizer if inner is None else inner
         if self._target == "gradient":
             return []
-        if not hasattr(stepped, "register_step_post_hook"):
+        if not runs_hooks(stepped):
             raise TypeError(
                 f"target={self._target!r} needs the step hooks of torch.optim.Optimizer, which "
                 f"{type(stepped).__name__} does not have."
             )
         if self._target == "clipped_gradient":
-            return after_closure(stepped, self.when_active(partial(self._centralize_gradients_of, optimizer)))
+            return after_closure(
+                stepped,
+                self.when_active(partial(self._centralize_gradients_of, optimizer)),
+                self.when_active(self._miss),
+            )
         return around_step(
             stepped,
             self.when_active(partial(self._remember_means, optimizer)),
@@ -86,21 +93,32 @@ class Steps:
     def centralize_gradients(self, optimizer: Optimizer) -> None:
         """Centralize the gradients of all of an optimizer's parameters, before its step."""
         plan = self._planner.plan_for(optimizer)
-        if plan.store.entries:
-            self._observer.moves(plan, [plan.store], "gradient")
-            found = self._recentre(plan, plan.store, optimizer, "gradient", may_measure=True)
-            self._observer.looked_for_gradients(plan, optimizer, found)
+        if not plan.store.entries:
+            self._observer.selects_nothing(optimizer)
+            return
+        self._observer.moves(plan, [plan.store], "gradient")
+        found = self._recentre(plan, plan.store, optimizer, "gradient", may_measure=True)
+        self._observer.looked_for_gradients(plan, optimizer, found)
 
     def _centralize_gradients_of(self, optimizer: Optimizer, stepped: Optimizer, first: bool) -> None:
         """Those that `stepped` is about to use; measure them only the `first` time in a step."""
         plan = self._planner.plan_for(optimizer)
         if not plan.store.entries:
+            self._observer.selects_nothing(optimizer)
             return
         stores = plan.store.moved_by(stepped)
         self._observer.moves(plan, stores, "gradient")
         if stores:
             found = [self._recentre(plan, store, stepped, "gradient", may_measure=first) for store in stores]
             self._observer.looked_for_gradients(plan, optimizer, any(found))
+
+    def _miss(self, stepped: Optimizer) -> None:
+        self._observer.closure_not_in_time(
+            stepped,
+            f"{type(stepped).__name__}.step() was given a closure and did not call it, or moved the weights before it did, so "
+            "what it did was not centralized. Call it without a closure; or, where it wraps the optimizer that takes the step, "
+            "as sharpness-aware minimisation does, use lightning_gc.attach() on that one.",
+        )
 
     def when_active(self, act: Callable[P, None]) -> Callable[P, None]:
         """`act`, where anything is to be done at present."""
@@ -119,12 +137,14 @@ class Steps:
 
     def _restore_means(self, optimizer: Optimizer, stepped: Optimizer, first: bool) -> None:
         if not self._means_before.get(stepped):
-            self._observer.closure_not_called(stepped)
+            self._miss(stepped)
             return
         # With the plan of then: the optimizer may have been given more parameters since.
         plan, before = self._means_before[stepped].pop()
-        if plan.store.entries:
-            self._observer.moves(plan, [store for store, _ in before], "weight")
+        if not plan.store.entries:
+            self._observer.selects_nothing(optimizer)
+            return
+        self._observer.moves(plan, [store for store, _ in before], "weight")
         for store, means in before:
             self._recentre(plan, store, stepped, "weight", means, may_measure=first)
 

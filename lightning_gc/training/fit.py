@@ -19,7 +19,7 @@ from lightning_gc.selection import Selection, build_selection
 from lightning_gc.selection.filters import FanInDims
 from lightning_gc.selection.places import Filter
 from lightning_gc.selection.readings import Readings, same_layout
-from lightning_gc.steps.hooks import after_step
+from lightning_gc.steps.hooks import after_step, runs_hooks
 from lightning_gc.steps.plan import Plan, Planner
 from lightning_gc.steps.steps import Observer, Steps
 from lightning_gc.training.announcements import Announcements
@@ -121,6 +121,10 @@ class Fit(Observer):
         self._silence.after_batch()
         self._reader.after_forward()
 
+    def after_epoch(self) -> None:
+        """Tell the user when parameters moved in steps that were not seen."""
+        self._silence.after_epoch()
+
     def hook_optimizers(self) -> None:
         """Put the target's hooks on the Trainer's optimizers, once on each."""
         for optimizer in self._trainer.optimizers:
@@ -206,17 +210,16 @@ class Fit(Observer):
             self._remarks.on_no_gradients(plan.store)
         self._backwards_before[optimizer] = self._backwards
 
-    def closure_not_called(self, optimizer: Optimizer) -> None:
-        """See :meth:`Observer.closure_not_called`: warn."""
-        self._remarks.on_closure_not_called(optimizer)
+    def closure_not_in_time(self, optimizer: Optimizer, what: str) -> None:
+        """See :meth:`Observer.closure_not_in_time`: warn."""
+        self._remarks.on_closure_not_in_time(what)
 
     def _hook(self, optimizer: Optimizer, stepped: Optimizer) -> list[RemovableHandle]:
         try:
             handles = self._steps.hook(optimizer, stepped)
         except TypeError as error:
             raise MisconfigurationException(f"GradientCentralization: {error} Use target='gradient'.") from error
-        announced = stepped is optimizer and hasattr(optimizer, "register_step_post_hook")
-        if self._target == "gradient" and announced:
+        if self._target == "gradient" and stepped is optimizer and runs_hooks(optimizer):
             handles += after_step(optimizer, self._steps.when_active(self._check_step_was_announced))
         return handles
 

@@ -61,19 +61,15 @@ class Remarks:
     def on_unannounced_step(self, optimizer: Optimizer) -> None:
         """Warn that an optimizer was stepped past Lightning."""
         self._warn(
-            "unannounced",
+            "missed",
             f"{type(optimizer).__name__}.step() ran without Lightning's `on_before_optimizer_step`, so its gradients "
             "were not centralized. Step the optimizer that `self.optimizers()` returns (not with "
             "`use_pl_optimizer=False`), or use target='clipped_gradient'.",
         )
 
-    def on_closure_not_called(self, optimizer: Optimizer) -> None:
-        """Warn that an optimizer changed the weights without calling the closure it was given."""
-        self._warn(
-            "closure",
-            f"{type(optimizer).__name__}.step() was given a closure and did not call it, so its update was not "
-            "centralized.",
-        )
+    def on_closure_not_in_time(self, what: str) -> None:
+        """Warn that an optimizer did not call the closure it was given before it changed the weights."""
+        self._warn("missed", what)
 
     def on_steps_elsewhere(self, names: Sequence[str]) -> None:
         """Warn that parameters of no optimizer of the Trainer's were trained."""
@@ -82,6 +78,15 @@ class Remarks:
             f"{len(names)} parameters ({_first(names)}) were trained by an optimizer that the Trainer does not have, such "
             "as one that is stepped in gradient hooks, and nothing was centralized. Return it from "
             "`configure_optimizers`, or use lightning_gc.attach(optimizer, module) in place of the callback.",
+        )
+
+    def on_steps_unseen(self, names: Sequence[str]) -> None:
+        """Warn that parameters of the Trainer's optimizers were trained by something else than their `step`."""
+        self._warn(
+            "missed",
+            f"{len(names)} parameters ({_first(names)}) changed in training, and no `step()` of the optimizer that holds them "
+            "was seen, so nothing was centralized. Where it wraps the optimizer that takes the step, and is called by other "
+            "names (`first_step`, `second_step`), use lightning_gc.attach() on that one in place of the callback.",
         )
 
     def on_no_gradients(self, store: Store, role: Role = "gradient") -> None:

@@ -29,10 +29,18 @@ class Silence:
         self._asked: set[tuple[Store, Role]] = set()
         self._watches = True
         self._versions: list[tuple[Entry, int]] = []
+        self._stepped: set[Store] = set()
+        self._in_epoch: list[tuple[Entry, int]] = []
+        self._any_backward = False
 
     def before_batch(self) -> None:
-        """Where the Trainer's optimizers hold nothing to centralize, note how often each parameter was changed."""
+        """Where the Trainer's optimizers hold nothing to centralize, note how often each parameter was changed.
+
+        And that of what they hold, before the first batch, to see at the end of the epoch whether steps were missed.
+        """
         self._backward_ran = False
+        if not self._any_backward:
+            self._in_epoch = [(e, e.parameter._version) for e in self._selection() if e.centralized]
         if self._watches:
             selection = list(self._selection())
             # Of some that no optimizer holds, who knows: a target network is not trained, and changes too.
@@ -42,10 +50,11 @@ class Silence:
 
     def after_backward(self) -> None:
         """Note that there should be gradients now."""
-        self._backward_ran = True
+        self._backward_ran = self._any_backward = True
 
     def moves(self, plan: Plan, stores: Sequence[Store], role: Role) -> None:
         """Note whether this rank has anything to move, in a step of a plan that was not asked about."""
+        self._stepped.add(plan.store)
         key = (plan.store, role)
         if key not in self._asked:
             self._found[key] = self._found.get(key, False) or any(store.holds_any(role) for store in stores)
@@ -64,3 +73,16 @@ class Silence:
             self._remarks.on_steps_elsewhere(moved)
         if found or moved:
             self._watches, self._versions = False, []
+
+    def after_epoch(self) -> None:
+        """Look for parameters that were moved in the first epoch, by steps that are taken in another way than by `step`.
+
+        In one batch it could be a training step that changes weights by hand, and accumulates.
+        """
+        if self._any_backward and self._in_epoch:
+            seen = {entry.parameter for store in self._stepped for entry in store.entries}
+            changed = [(e, e.parameter._version != version) for e, version in self._in_epoch if e.parameter not in seen]
+            moved = [entry.name for entry, has_changed in changed if has_changed]
+            if moved:
+                self._remarks.on_steps_unseen(moved)
+            self._in_epoch = []

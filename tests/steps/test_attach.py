@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_gc import GradientCentralization, attach
 from tests.models import Classifier, fit, image_batches
+from tests.optimizers import SharpnessAware, wraps_another
 
 TARGETS = ["clipped_gradient", "update"]
 OPTIMIZERS = {
@@ -184,17 +185,76 @@ def test_a_step_without_gradients_is_told_once():
     optimizer.step()  # warnings are errors
 
 
-def test_a_closure_that_is_not_called_is_told():
-    class Deaf(torch.optim.SGD):
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_closure_that_is_not_called_is_told(target):
+    class Deaf(torch.optim.Adagrad):
+        @torch.no_grad()
         def step(self, closure=None):
-            super().step()
+            for parameter in self.param_groups[0]["params"]:
+                parameter -= 0.1 * parameter.grad
 
     module = classifier("SGD")
     optimizer = Deaf(module.parameters(), lr=0.1)
-    attach(optimizer, module, target="update")
+    attach(optimizer, module, target=target)
     module.training_step(batches()[0], 0).backward()
-    with pytest.warns(UserWarning, match="given a closure and did not call it"):
+    with pytest.warns(UserWarning, match=r"Deaf\.step\(\) was given a closure and did not call it.*Call it without"):
         optimizer.step(lambda: None)
+    optimizer.step(lambda: None)  # told once: warnings are errors
+    optimizer.step()
+    if target == "clipped_gradient":
+        assert module.net[6].weight.grad.mean(1).abs().max() < 1e-12
+
+
+def test_weights_that_are_moved_before_the_closure_is_called(tmp_path):
+    """Sharpness-aware minimisation: the weights after the closure are not those that the step starts from."""
+    module = classifier("SGD")
+    optimizer = SharpnessAware(module.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2)
+    handle = attach(optimizer, module, target="update")
+
+    def closure():
+        optimizer.zero_grad()
+        module.training_step(batches()[0], 0).backward()
+
+    def weights():
+        return copy.deepcopy(module.state_dict())
+
+    closure()
+    with pytest.warns(UserWarning, match=r"or moved the weights before it did.*attach\(\) on that one"):
+        optimizer.step(closure)
+    assert_equal(module, weights())
+    # Which is good advice:
+    handle.remove()
+    attach(optimizer.base, module, target="update")
+    before, means = weights(), module.net[6].weight.detach().mean(1)
+    closure()
+    optimizer.step(closure)
+    assert (module.net[6].weight.detach().mean(1) - means).abs().max() < 1e-14
+    assert (module.net[6].weight - before["net.6.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_wrapper_that_leaves_out_the_constructor_of_torch(target):
+    """Torch runs no hooks around its steps until `zero_grad` is called."""
+    module = classifier("SGD")
+    optimizer = wraps_another(module.configure_optimizers())
+    attach(optimizer, module, target=target)
+    before = module.net[6].weight.detach().mean(1)
+    module.training_step(batches()[0], 0).backward()
+    optimizer.step()
+    if target == "update":
+        assert (module.net[6].weight.detach().mean(1) - before).abs().max() < 1e-14
+    else:
+        assert module.net[6].weight.grad.mean(1).abs().max() < 1e-14
+
+
+def test_an_optimizer_that_is_given_other_parameters_is_told_once():
+    module = classifier("SGD")
+    optimizer = module.configure_optimizers()
+    attach(optimizer, module)
+    optimizer.param_groups[0]["params"] = [nn.Parameter(torch.ones(3), requires_grad=True)]
+    with pytest.warns(UserWarning, match="SGD takes a step on other parameters than it had when"):
+        optimizer.step()
+    optimizer.step()  # warnings are errors
 
 
 class TestErrors:
@@ -239,6 +299,20 @@ class TestErrors:
         module = classifier("SGD")
         with pytest.raises(TypeError, match=r"step hooks of torch\.optim\.Optimizer, which Bare"):
             attach(Bare(module.parameters()), module)
+
+    def test_an_optimizer_with_no_place_for_hooks(self):
+        class NoPlace(torch.optim.Optimizer):
+            def __init__(self, base):  # as torch's PostLocalSGDOptimizer
+                self.param_groups = base.param_groups
+
+        module = classifier("SGD")
+        with pytest.raises(TypeError, match=r"step hooks of torch\.optim\.Optimizer, which NoPlace"):
+            attach(NoPlace(module.configure_optimizers()), module)
+
+    def test_an_optimizer_of_nothing_to_centralize(self):
+        module = classifier("SGD")
+        with pytest.raises(ValueError, match="nothing to centralize"):
+            attach(torch.optim.SGD([module.net[6].bias], lr=0.1), module)
 
     def test_deepspeed_is_refused_by_name(self):
         module = classifier("SGD")

@@ -64,7 +64,9 @@ class Recorded(GradientCentralization):
 def train(monkeypatch: pytest.MonkeyPatch, target: str, **kwargs: Any) -> list[list[str]]:
     callback = Recorded(target=target, log_means="per_parameter")
     record = callback.recorded
-    monkeypatch.setattr(lightning_gc.steps.steps, "after_closure", lambda o, act: after_closure(o, record(act)))
+    monkeypatch.setattr(
+        lightning_gc.steps.steps, "after_closure", lambda o, *acts: after_closure(o, *map(record, acts))
+    )
     monkeypatch.setattr(lightning_gc.steps.steps, "around_step", lambda o, *acts: around_step(o, *map(record, acts)))
     fit(Classifier(**kwargs), callback, data=image_batches(count=9), log_every_n_steps=3)
     return callback.steps

@@ -13,6 +13,7 @@ from lightning_gc import GradientCentralization
 from lightning_gc.engines import Store
 from tests.gan import GAN, gan_batches
 from tests.models import Classifier, fit
+from tests.optimizers import SharpnessAware, wraps_another
 
 
 def remarks(module, callback=None, **kwargs) -> list[str]:
@@ -220,3 +221,55 @@ def test_no_rank_is_asked_while_an_exception_is_handled(asked, target):
     with pytest.raises(RuntimeError, match="after the step"):
         remarks(Fails(), GradientCentralization(target=target))
     assert asked == ["holds_any"]
+
+
+class SharpnessAwareByHand(Classifier):
+    """Takes its steps by other names, as sharpness-aware minimisation is mostly used."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        return SharpnessAware(self.parameters(), torch.optim.SGD, lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        for step in (optimizer.first_step, optimizer.second_step):
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            step()
+
+
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+def test_steps_by_other_names(target):
+    module, before = SharpnessAwareByHand(), Classifier()
+    (said,) = remarks(module, GradientCentralization(target=target), max_epochs=2)
+    assert not torch.equal(module.net[6].weight, before.net[6].weight)
+    assert "3 parameters (net.0.weight, net.3.weight, net.6.weight) changed in training, and no `step()`" in said
+    assert "lightning_gc.attach() on that one" in said
+
+
+def test_none_for_weights_that_are_changed_by_hand_between_steps():
+    class Clamped(Classifier):
+        def training_step(self, batch, batch_idx):
+            with torch.no_grad():
+                self.net[6].weight.clamp_(-0.1, 0.1)
+            return super().training_step(batch, batch_idx)
+
+    assert remarks(Clamped(), accumulate_grad_batches=4) == []
+
+
+@pytest.mark.parametrize("target", ["gradient", "clipped_gradient", "update"])
+def test_a_wrapper_that_leaves_out_the_constructor_of_torch(target):
+    """From its first step on, hooks run around its steps, and around those of Lightning's wrapper none."""
+
+    class ByLookahead(Classifier):
+        def configure_optimizers(self):
+            return wraps_another(super().configure_optimizers())
+
+    module, before = ByLookahead(), Classifier().double()
+    assert remarks(module, GradientCentralization(target=target), max_steps=1, precision="64-true") == []
+    drift = module.net[6].weight.mean(1) - before.net[6].weight.mean(1)
+    assert drift.abs().max() < 1e-14
+    assert not torch.equal(module.net[6].weight, before.net[6].weight)
