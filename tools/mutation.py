@@ -26,8 +26,24 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+# What a verdict of the graph rests on, the quickest first.
+GRAPH = [
+    "tests/selection/graph/test_layers.py",
+    "tests/selection/test_readings.py",
+    "tests/training/test_reading.py",
+    "tests/selection/graph/test_equations.py",
+]
 # The tests that a module's mutants are run against: its own, then those that train with it.
 TESTS = {
+    "selection/graph/read": GRAPH,
+    "selection/graph/nodes": GRAPH,
+    "selection/graph/alone": GRAPH,
+    "selection/graph/axes": GRAPH,
+    "selection/graph/states": GRAPH,
+    "selection/graph/after": GRAPH,
+    "selection/graph/views": GRAPH,
+    "selection/readings": ["tests/selection/test_readings.py", "tests/training/test_reading.py"],
+    "training/reading": ["tests/training/test_reading.py"],
     "equation/projection": [
         "tests/equation/test_projection.py",
         "tests/equation/test_blocks.py",
@@ -145,6 +161,13 @@ class Mutate:
         self.terminal = os.dup(1)  # pytest captures the other
         self._running: dict[int, tuple[int, str, float]] = {}
 
+    def pytest_configure(self) -> None:
+        """Draw the same examples for each mutant; that one of them fails is enough."""
+        from hypothesis import Phase, settings  # pytest is to import its plugin first
+
+        settings.register_profile("mutation", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
+        settings.load_profile("mutation")
+
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Run what is quick first: most mutants fail in it."""
         items.sort(key=lambda item: any(word in item.nodeid.lower() for word in SLOW))
@@ -152,6 +175,7 @@ class Mutate:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Fork for each mutant."""
+        self.functions = functions_of(self.path)
         self._start(session, self.source, 0)
         self._wait(limit=1)
         if not self.survivors:
@@ -177,7 +201,7 @@ class Mutate:
             os.dup2(nothing, 1)
             os.dup2(nothing, 2)
             session.config.pluginmanager.unregister(name="terminalreporter")
-            exchange(self.path, mutant)
+            exchange(self.functions, compile(mutant, str(self.path), "exec"))
             session.config.option.maxfail = 1
             failed = _first_failure(session)
             code = 1 if failed else 0
@@ -218,17 +242,20 @@ def _first_failure(session: pytest.Session) -> str:
     return ""
 
 
-def exchange(path: Path, mutant: str) -> None:
-    """Give all functions that were defined in the file at `path` the code that they have in the mutant."""
-    codes = {code.co_qualname: code for code in _codes(compile(mutant, str(path), "exec"))}
-    exchanged = 0
-    for found in gc.get_objects():
-        if type(found) is FunctionType and found.__code__.co_filename == str(path):
-            code = codes.get(found.__code__.co_qualname)
-            if code is not None and code.co_freevars == found.__code__.co_freevars:
-                found.__code__ = code
-                exchanged += 1
-    assert exchanged, "no function of the module was found"
+def functions_of(path: Path) -> list[FunctionType]:
+    """All functions that were defined in the file at `path`."""
+    found = [f for f in gc.get_objects() if type(f) is FunctionType and f.__code__.co_filename == str(path)]
+    assert found, "no function of the module was found"
+    return found
+
+
+def exchange(functions: list[FunctionType], mutant: CodeType) -> None:
+    """Give these functions the code that they have in the mutant."""
+    codes = {code.co_qualname: code for code in _codes(mutant)}
+    for function in functions:
+        code = codes.get(function.__code__.co_qualname)
+        if code is not None and code.co_freevars == function.__code__.co_freevars:
+            function.__code__ = code
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

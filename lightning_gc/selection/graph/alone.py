@@ -73,7 +73,7 @@ def alone(step: Step) -> Outcome:
     elif name in ELEMENTWISE:
         outcome = _elementwise(step)
     elif name in ATTENTION and step.use.operand == 3:
-        outcome = _added(step, step.state.axes)
+        outcome = ADDED if step.graph.made(step.node) is Made.OF_DATA else unread(f"{name} with a parameter")
     else:
         outcome = unread(f"{name} is not known")
     has_met = name in LOOK_UPS or (isinstance(outcome, State) and outcome.met is not None)

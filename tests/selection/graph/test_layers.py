@@ -152,3 +152,20 @@ def test_a_parameter_of_another_module_is_no_data(
     graph = Graph(out.tanh().mean(), [parameter])
 
     assert read(graph, leaves(graph, [parameter]))[parameter].kind == "unread"
+
+
+def test_a_bias_of_attention_as_gpus_compute_it() -> None:
+    """One operation, which no CPU has for a bias that is trained: its graph is the same without numbers."""
+    with torch.device("meta"):
+        bias = torch.nn.Parameter(torch.empty(4, 8, 8))
+        mixing = torch.nn.Parameter(torch.empty(16, 16))
+        x = torch.empty(2, 4, 8, 16) @ mixing
+        attention = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, *_ = attention(x, x, x, bias.expand(2, 4, 8, 8), True)
+    graph = Graph(out.sum(), [bias, mixing])
+
+    readings = read(graph, leaves(graph, [bias, mixing]))
+
+    assert "Efficient" in out.grad_fn.name()
+    assert (readings[bias].kind, readings[bias].why) == ("apart", "added to the data")
+    assert (readings[mixing].kind, readings[mixing].dims) == ("summed", (0,))
