@@ -88,15 +88,15 @@ def _multiplied(step: Step, met: Met) -> Outcome:
     axes, product, operand = step.state.axes, PRODUCTS[step.name], step.use.operand
     over = product.summed[operand] % len(axes)
     rows = [axes[i] for i in range(len(axes))[-2:] if i != over]
-    others = step.graph.others(step.node, operand, but=[i for i in (0, 1, 2) if i not in product.summed])
+    other = step.graph.other_factor(step.node, operand)
     is_weight = own_parts([axes[over]]) and any(rows) and all(part.own for axis in rows for part in axis)
-    if others == [Made.OF_PARAMETERS] and operand != product.weight:
+    if other is Made.OF_PARAMETERS and operand != product.weight:
         return met.reading
     if is_weight:
         return unread(f"a weight of {step.name} may be made of it")
     # `B @ A @ x` with B frozen looks like `x @ W1 @ W2` with W2 frozen, where no batch of the data goes along.
     along_batch = step.name == "Bmm" and any(part.dim == DATA for part in axes[0]) and not met.spread
-    if met.constant and not along_batch and others != [Made.OF_PARAMETERS]:
+    if met.constant and not along_batch and other is not Made.OF_PARAMETERS:
         return unread(f"{step.name} with two constants")
     return met.reading
 

@@ -89,9 +89,7 @@ def _product(step: Step) -> Outcome:
         return _added(step, axes)
     over = product.summed[operand] % len(axes)
     kept = [i for i in range(len(axes))[-2:] if i != over]
-    (other,) = step.graph.others(step.node, operand, but=[i for i in (0, 1, 2) if i not in product.summed])
-    if is_mixed(axes[over]):
-        return unread(f"{name} sums over dims that a batch was merged with")
+    other = step.graph.other_factor(step.node, operand)
     if any(is_mixed(axes[i]) for i in kept) and operand != product.weight:
         # A batch that the parameter was repeated along, merged with its own dims: latents, or queries.
         return IN_PLACE_OF_DATA if other is Made.OF_PARAMETERS else unread(f"{name} with {other.value}")
@@ -104,17 +102,14 @@ def _product(step: Step) -> Outcome:
     reading = _judged(
         step, other, in_place_of_weight=operand == product.weight, constant=(*rows, sizes(axes)[over])
     ) or step.summed([over])
-    if reading.kind != "summed" or name == "GroupedMm" or "Linear" in name:
+    if reading.kind != "summed" or name == "GroupedMm":
         return reading
-    given, rank = step.shape, len(step.shape)
-    result = [axes[i] for i in range(rank - 2)] if rank == 3 else []  # the batch of `Bmm`
-    if rank >= 2:
-        own = axes[kept[0]]
+    given, result = step.shape, [axes[i] for i in kept]
+    if len(given) >= 2:
+        batch = broadcast(axes[:-2], given[:-2])
         # The rows are of the first factor, the columns of the second.
         is_first = operand == min(product.summed)
-        result += [own, data_axis(given[-1])] if is_first else [data_axis(given[-2]), own]
-    else:
-        result += [axes[i] for i in kept]
+        result = [*batch, *result, data_axis(given[-1])] if is_first else [*batch, data_axis(given[-2]), *result]
     return State(tuple(result), state.gone, Met(reading, "sum", constant=other is Made.CONSTANT))
 
 
@@ -125,24 +120,24 @@ def _convolution(step: Step) -> Outcome:
     input_made = step.graph.made(node.next_functions[0][0])
     transposed = name == "Convolution" and saved(node, "transposed")
     over = [0, *range(2, len(axes))] if transposed else list(range(1, len(axes)))
-    if any(is_mixed(axes[i]) for i in over):
-        return unread(f"{name} sums over dims that a batch was merged with")
     reading = _judged(step, input_made, in_place_of_weight=True) or step.summed(over)
+    if reading.kind != "summed":
+        return reading
     groups = int(saved(node, "groups")) if transposed else 1
-    if reading.kind == "summed" and groups > 1:
+    if groups > 1:
         if axes[0] != (Part(0, 1, step.whole[0]),) or reading.groups != 1:
             return unread(f"{name} in groups over a part of dim 0")
         reading = replace(reading, groups=groups)
-    if reading.kind != "summed":
-        return reading
-    channels = data_axis(step.shape[1]) if groups > 1 else axes[1] if transposed else axes[0]
+    channels = axes[1] if transposed else axes[0]
+    if groups > 1:
+        channels = (Part(0, step.whole[0] // groups, groups), *channels)
     spatial = [data_axis(n) for n in step.shape[2:]]
     met = Met(reading, "sum", constant=input_made is Made.CONSTANT)
     return State((data_axis(step.shape[0]), channels, *spatial), step.state.gone, met)
 
 
 def _bilinear(step: Step) -> Outcome:
-    if step.use.operand != 1 or len(step.state.axes) != 3:
+    if step.use.operand != 1:
         return unread(f"{step.name} of it")
     for other in step.graph.others(step.node, 1):
         refused = _judged(step, other, in_place_of_weight=True)
@@ -175,6 +170,8 @@ def _embedded(step: Step) -> Reading:
     """A function for embeddings says that each row is a weight vector."""
     if step.use.operand != 0:
         return unread(f"{step.name} of it")
+    if len(step.whole) > 2:
+        return unread(f"{step.name} of rows that may be matrices")
     return step.summed([1])
 
 
@@ -264,8 +261,8 @@ def _is_multiplied_with_its_like(step: Step) -> bool:
         if i == step.use.operand or source is None:
             continue
         # Its own norm, by which it is divided, may have been broadcast before.
-        inner = source.next_functions[0][0] if step.graph.name(source) in EXPANDS else None
-        shape = source_shape(source, 0) if inner is not None else source_shape(step.node, i)
+        expanded = step.graph.name(source) in EXPANDS
+        shape = source_shape(source, 0) if expanded else source_shape(step.node, i)
         if math.prod(shape) >= math.prod(step.shape):
             return True
     return False

@@ -129,10 +129,14 @@ class Graph:
         """Whether a weight is made of it: it reaches, with no product between, where nothing but weights stand."""
         return self._makes_weight[node]
 
-    def others(self, user: Node, operand: int, *, but: Collection[int] = ()) -> list[Made]:
+    def others(self, user: Node, operand: int) -> list[Made]:
         """What the other operands are made of."""
-        sources = enumerate(user.next_functions)
-        return [self.made(source) for i, (source, _) in sources if i != operand and i not in but]
+        return [self.made(source) for i, (source, _) in enumerate(user.next_functions) if i != operand]
+
+    def other_factor(self, product: Node, operand: int) -> Made:
+        """What the other factor of a product is made of."""
+        (other,) = PRODUCTS[self.name(product)].summed.keys() - {operand}
+        return self.made(product.next_functions[other][0])
 
     def _is_parameter(self, leaf: Tensor) -> bool:
         # Also one of another module, where a part of a model is asked for.

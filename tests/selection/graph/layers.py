@@ -52,10 +52,30 @@ class _Double(torch.autograd.Function):
         return 2 * grad @ w.T, 2 * x.flatten(0, -2).T @ grad.flatten(0, -2)
 
 
+class LinearFunctionForZeroStage3(torch.autograd.Function):
+    """Has the name of what DeepSpeed puts in the place of F.linear: one operation, whatever the rank."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return F.linear(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        return grad @ w, rows.T @ x.flatten(0, -2), rows.sum(0)
+
+
 def _one(shape: tuple[int, ...], forward: Callable[[Tensor, Tensor], Tensor], says: Says, **more: Any) -> Layer:
     """A layer of one parameter, w."""
     groups = {"w": more.pop("groups")} if "groups" in more else None
     return Layer({"w": shape}, lambda p, x: forward(p.w, x), {"w": says}, groups=groups, **more)
+
+
+def _summed_in_pairs(y: Tensor, dim: int) -> Tensor:
+    """Outputs that are added up, two by two: more is summed than their product did."""
+    return y.unflatten(dim, (2, -1)).sum(dim - 1)
 
 
 def _mask(shape: tuple[int, ...]) -> Tensor:
@@ -146,6 +166,17 @@ def _memory(p: Any, x: Tensor) -> Tensor:
     return (x @ keys.transpose(-1, -2)).softmax(-1) @ values
 
 
+def _biased_scores(w: Tensor, x: Tensor) -> Tensor:
+    tokens = x.reshape(-1, *x.shape[-2:])
+    scores = torch.baddbmm(w.expand(len(tokens), *w.shape), tokens, tokens.transpose(1, 2))
+    return scores.softmax(-1) @ tokens
+
+
+def _queries(w: Tensor, x: Tensor) -> Tensor:
+    tokens = x.reshape(-1, 1, *x.shape[-2:])
+    return F.scaled_dot_product_attention(w.expand(len(tokens), 1, *w.shape), tokens, tokens)
+
+
 def _straight_through(w: Tensor, x: Tensor) -> Tensor:
     return F.linear(x, w + (w.sign() - w).detach())
 
@@ -187,6 +218,26 @@ LAYERS: dict[str, Layer] = {
     "out by in, tokens": _one((5, 7), lambda w, x: F.linear(x, w), (1,), data=TOKENS),
     "with a bias added": _one((7, 5), lambda w, x: torch.addmm(torch.ones(5), x.reshape(-1, 7), w), (0,)),
     "from the left": _one((5, 7), lambda w, x: w @ x, (1,), data=(7, 4)),
+    "from the left, of all tokens": _one((5, 7), lambda w, x: w @ x.reshape(-1, 7).T, (1,), silent=("w",)),
+    "of one vector": _one((5, 7), lambda w, x: w @ x.reshape(-1, 7).mean(0), (1,)),
+    "of one vector, from the left": _one((7, 5), lambda w, x: x.reshape(-1, 7).mean(0) @ w, (0,)),
+    "one row": _one((1, 7), lambda w, x: w[0].dot(x.reshape(-1, 7).mean(0)), (1,)),
+    "as DeepSpeed": Layer(
+        {"w": (5, 7), "b": (1, 5)},
+        lambda p, x: LinearFunctionForZeroStage3.apply(x, p.w, p.b.flatten()),
+        {"w": (1,), "b": LEFT},
+        data=TOKENS,
+    ),
+    "as DeepSpeed, summed in pairs": _one(
+        (6, 7), lambda w, x: _summed_in_pairs(LinearFunctionForZeroStage3.apply(x, w), -1), NOTHING, data=TOKENS
+    ),
+    "summed in pairs": _one((6, 7), lambda w, x: _summed_in_pairs(F.linear(x, w), -1), NOTHING, data=TOKENS),
+    "from the left, summed in pairs": _one(
+        (6, 7), lambda w, x: _summed_in_pairs(w @ x.reshape(-1, 7).T, -2), NOTHING
+    ),
+    "of one vector, summed in pairs": _one(
+        (6, 7), lambda w, x: _summed_in_pairs(w @ x.reshape(-1, 7).mean(0), -1), NOTHING
+    ),
     "of two dims to one": _one((4, 7, 5), lambda w, x: torch.tensordot(x, w, 2), (0, 1), data=(4, 7)),
     "of one dim to two": _one((7, 2, 3), lambda w, x: torch.tensordot(x, w, 1), (0,)),
     "as products and a sum": _one((5, 7), lambda w, x: (x[..., None, :] * w).sum(-1), (1,)),
@@ -206,6 +257,9 @@ LAYERS: dict[str, Layer] = {
     ),
     "experts as one product": _one((2, 7, 5), lambda w, x: torch.einsum("...ei,eio->...eo", x, w), (1,), data=(2, 7)),
     "experts (E, out, in)": _one((2, 5, 7), lambda w, x: torch.einsum("...ei,eoi->...eo", x, w), (2,), data=(2, 7)),
+    "experts that are summed": _one(
+        (2, 7, 5), lambda w, x: torch.einsum("...ei,eio->...eo", x, w).sum(-2), (0, 1), data=(2, 7), silent=("w",)
+    ),
     "experts, a loop": Layer(
         {"gate_up": (2, 6, 7), "down": (2, 7, 3)}, _experts, {"gate_up": (2,), "down": (2,)}, data=(4, 7)
     ),
@@ -214,6 +268,27 @@ LAYERS: dict[str, Layer] = {
     ),
     "one matrix for each kind of edge": Layer(
         {"w": (3, 7, 5)}, _relational, {"w": (1,)}, data=TOKENS
+    ),
+    "one matrix for each kind, by embedding": _one(
+        (3, 7, 5),
+        lambda w, x: torch.einsum(
+            "...ti,tio->...to", x, F.embedding(torch.arange(5) % 3, w.flatten(1)).unflatten(-1, (7, 5))
+        ),
+        (1,),
+        data=TOKENS,
+        silent=("w",),
+    ),
+    "one matrix for each pair of kinds": _one(
+        (2, 3, 7, 5),
+        lambda w, x: torch.einsum("...ti,tio->...to", x, w[torch.arange(5) % 2, torch.arange(5) % 3]),
+        (2,),
+        data=TOKENS,
+    ),
+    "one matrix for each pair of kinds, the pair behind": _one(
+        (7, 2, 3, 5),
+        lambda w, x: torch.einsum("...ti,ito->...to", x, w[:, torch.arange(5) % 2, torch.arange(5) % 3]),
+        (0,),
+        data=TOKENS,
     ),
     "blocks of a diagonal": _one(
         (8, 5), lambda w, x: torch.einsum("...gi,gio->...go", x, w.view(2, 4, 5)), (0,), data=(2, 4), groups=2
@@ -254,6 +329,44 @@ LAYERS: dict[str, Layer] = {
     "a kernel that is turned": _one(
         (4, 5, 3, 3), lambda w, x: F.conv2d(x, w.transpose(0, 1).flip(2, 3)), (0, 2, 3), data=IMAGE
     ),
+    "convolution, summed in pairs": _one(
+        (6, 4, 3, 3), lambda w, x: _summed_in_pairs(F.conv2d(x, w).flatten(-2), -2), NOTHING, data=IMAGE
+    ),
+    "transposed convolution, summed in pairs": _one(
+        (4, 6, 3, 3), lambda w, x: _summed_in_pairs(F.conv_transpose2d(x, w).flatten(-2), -2), NOTHING, data=IMAGE
+    ),
+    "transposed convolution in groups, the groups summed": _one(
+        (4, 6, 3, 3),
+        lambda w, x: _summed_in_pairs(F.conv_transpose2d(x, w, groups=2).flatten(-2), -2),
+        (0, 2, 3),
+        data=IMAGE,
+        silent=("w",),
+    ),
+    "transposed convolution in groups, summed in threes": _one(
+        (4, 6, 3, 3),
+        lambda w, x: F.conv_transpose2d(x, w, groups=2).flatten(-2).unflatten(-2, (4, 3)).sum(-2),
+        NOTHING,
+        data=IMAGE,
+    ),
+    "transposed convolution in groups of two dims": _one(
+        (2, 4, 5, 3, 3),
+        lambda w, x: F.conv_transpose2d(torch.cat([x, x], -3), w.flatten(0, 1), groups=4),
+        NOTHING,
+        data=IMAGE,
+    ),
+    "a kernel that is repeated": _one(
+        (5, 4, 3, 3),
+        lambda w, x: F.conv2d(torch.cat([x, 2 * x], -3), w[:, None].expand(5, 2, 4, 3, 3).flatten(1, 2)),
+        (1, 2, 3),
+        data=IMAGE,
+    ),
+    "a learned image": Layer(
+        {"image": (4, 6, 6), "w": (4, 4, 3, 3)},
+        lambda p, x: x + F.conv2d(p.image[None], p.w, padding=1),
+        {"image": LEFT, "w": (1, 2, 3)},
+        data=IMAGE,
+        silent=("image", "w"),
+    ),
     "a blurred kernel": _one(
         (4, 4, 3, 3),
         lambda w, x: F.conv2d(x, F.conv2d(w, torch.ones(1, 1, 3, 3).expand(4, 1, 3, 3), padding=1, groups=4)),
@@ -291,8 +404,15 @@ LAYERS: dict[str, Layer] = {
     "straight through": _one((5, 7), _straight_through, (1,)),
     "with noise": _one((5, 7), lambda w, x: F.linear(x, w + torch.ones(5, 7)), (1,)),
     "permuted rows": _one((5, 7), lambda w, x: F.linear(x, w[torch.arange(4, -1, -1)]), (1,), silent=("w",)),
+    "repeated": _one(
+        (5, 7), lambda w, x: F.linear(torch.cat([x, 2 * x], -1), w[:, None].expand(5, 2, 7).flatten(1)), (1,)
+    ),
     "put together": Layer(
         {"a": (5, 7), "b": (3, 7)}, lambda p, x: F.linear(x, torch.cat([p.a, p.b])), {"a": (1,), "b": (1,)}
+    ),
+    "put together, alone": _one((5, 7), lambda w, x: F.linear(x, torch.cat([w])), (1,)),
+    "put together with ones": _one(
+        (4, 7), lambda w, x: F.linear(x, torch.cat([w, torch.ones(1, 7)])), (1,), silent=("w",)
     ),
     "put together along the inputs": Layer(
         {"a": (5, 4), "b": (5, 3)}, lambda p, x: F.linear(x, torch.cat([p.a, p.b], 1)), {"a": NOTHING, "b": NOTHING}
@@ -317,6 +437,13 @@ LAYERS: dict[str, Layer] = {
     ),
     "used both ways": _one((7, 7), lambda w, x: (x @ w).tanh() @ w.T, NOTHING),
     "a bilinear form": _one((5, 4, 4), lambda w, x: F.bilinear(x, x, w), (1, 2), data=(4,)),
+    "a bilinear form with a learned vector": Layer(
+        {"w": (5, 4, 3), "q": (1, 3)},
+        lambda p, x: F.bilinear(x, p.q.expand(*x.shape[:-1], 3), p.w),
+        {"w": (1, 2), "q": NOTHING},
+        data=(4,),
+        silent=("w",),
+    ),
     "an einsum of three": _one(
         (5, 4, 3), lambda w, x: torch.einsum("...i,oij,...j->...o", x, w, x[..., :3]), (1, 2), data=(4,)
     ),
@@ -344,6 +471,17 @@ LAYERS: dict[str, Layer] = {
         lambda p, x: F.conv2d(x, torch.einsum("or,ir,kr->oik", p.o, p.i, p.k)[..., None]),
         {"o": NOTHING, "i": NOTHING, "k": NOTHING},
         data=IMAGE,
+    ),
+    "W + B @ A": Layer(
+        {"w": (5, 7), "a": (2, 7), "b": (5, 2)},
+        lambda p, x: F.linear(x, torch.addmm(p.w, p.b, p.a)),
+        {"w": (1,), "a": NOTHING, "b": NOTHING},
+        silent=("w",),
+    ),
+    "B @ A, as products and a sum": Layer(
+        {"a": (2, 7), "b": (5, 2)},
+        lambda p, x: (x[..., None, None, :] * (p.b[:, :, None] * p.a)).sum((-1, -2)),
+        {"a": NOTHING, "b": NOTHING},
     ),
     "kron": Layer(
         {"a": (2, 7), "b": (3, 1)}, lambda p, x: F.linear(x, torch.kron(p.a, p.b)), {"a": NOTHING, "b": NOTHING}
@@ -389,6 +527,7 @@ LAYERS: dict[str, Layer] = {
     # no sets of weight vectors
     "positions": _one((5, 7), lambda w, x: (x + w).tanh(), LEFT, data=TOKENS),
     "a scale": _one((5, 7), lambda w, x: (x * w).tanh(), LEFT, data=TOKENS),
+    "a scale of a mean": _one((5, 7), lambda w, x: x.reshape(-1, 5, 7).mean(0) * w, LEFT, data=TOKENS),
     "a scale and a sum over the batch": _one((5, 7), lambda w, x: (x * w).tanh().sum(0), LEFT, data=TOKENS),
     "LayerNorm over two dims": _one((5, 7), lambda w, x: F.layer_norm(x, (5, 7), w), LEFT, data=TOKENS),
     "a table by distance": Layer({"table": (9, 2)}, _windows, {"table": LEFT}, data=TOKENS),
@@ -410,6 +549,29 @@ LAYERS: dict[str, Layer] = {
         NOTHING, data=TOKENS,
     ),
     "what a mask selects": _one((7, 7), lambda w, x: x @ w[torch.eye(7, dtype=torch.bool)], NOTHING, data=TOKENS),
+    "two scales of a table": _one((9, 7), lambda w, x: x * w[torch.arange(2)], LEFT, data=(2, 7)),
+    "one shift of a table": _one((2, 7), lambda w, x: x + w[torch.tensor([1])], LEFT, data=TOKENS),
+    "a table, by embedding": _one((9, 7), lambda w, x: x + F.embedding(torch.arange(5), w), (1,), data=TOKENS),
+    "a table, by index_select": _one(
+        (9, 7), lambda w, x: x + w.index_select(0, torch.arange(5)), LEFT, data=TOKENS
+    ),
+    "a table, by gather": _one(
+        (9, 7), lambda w, x: x + w.gather(0, torch.arange(35).reshape(5, 7) % 9), LEFT, data=TOKENS, silent=("w",)
+    ),
+    "a table, by its first and last dim": _one(
+        (3, 7, 4), lambda w, x: x + w[torch.arange(5) % 3, :, torch.arange(5) % 4], LEFT, data=TOKENS, silent=("w",)
+    ),
+    "a table, through a layer": Layer(
+        {"table": (9, 7), "w": (7, 7)},
+        lambda p, x: x + p.table[torch.arange(5)] @ p.w,
+        {"table": LEFT, "w": (0,)},
+        data=TOKENS,
+        silent=("w",),
+    ),
+    "a row of biases": _one(
+        (2, 5), lambda w, x: F.conv2d(x, torch.ones(5, 4, 3, 3), w[0]).tanh(), LEFT, data=IMAGE
+    ),
+    "a bias of scores": _one((5, 5), _biased_scores, LEFT, data=TOKENS),
     "a decay": Layer({"a_log": (7, 3), "d": (7,)}, _mamba, {"a_log": LEFT, "d": LEFT}, data=TOKENS),
     "memory keys and values": Layer(
         {"keys": (2, 7), "values": (2, 7)}, _memory, {"keys": LEFT, "values": LEFT}, data=TOKENS
@@ -421,6 +583,7 @@ LAYERS: dict[str, Layer] = {
         silent=("q",),
         data=TOKENS,
     ),
+    "queries of attention": _one((5, 7), _queries, LEFT, data=TOKENS, silent=("w",)),
     "scales and shifts of a step in time": _one(
         (2, 7), lambda w, x: (lambda s: x * (1 + s[..., :1, :]) + s[..., 1:, :])(w + x.mean(-2, keepdim=True)), LEFT,
         data=TOKENS,
@@ -462,6 +625,9 @@ LAYERS: dict[str, Layer] = {
     "products that are added to it": _one((5, 7), lambda w, x: torch.addcmul(w, x, x).mean(-1), LEFT, data=TOKENS),
     "attention of a graph": Layer(
         {"w": (7, 8), "att": (1, 2, 4)}, _gat, {"w": (0,), "att": (2,)}, data=TOKENS
+    ),
+    "centres, of one point": _one(
+        (5, 7), lambda w, x: (x.reshape(-1, 7).mean(0) - w).pow(2).sum(-1), NOTHING
     ),
     "centres": _one((5, 7), lambda w, x: (x[..., None, :] - w).pow(2).sum(-1), NOTHING),
     "centres of radial functions": _one((5, 7), _radial, NOTHING),
