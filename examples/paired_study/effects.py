@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -12,10 +14,27 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from paired_study.comparisons import Comparison
 from paired_study.situations import OUTCOMES, SITUATIONS, ratio
 
-COLORS = {"helps": "#0072B2", "hurts": "#D55E00", "nothing": "#888888", "not tested": "#888888"}
+COLORS = {"helps": "#2a8fd0", "hurts": "#D55E00", "nothing": "#888888", "not tested": "#888888"}
 SAID = {"helps": "better with it", "hurts": "worse with it", "nothing": "no significant difference"}
 PANELS = {"training loss at the end": ("train_loss",), "error on what was held out": OUTCOMES}
-LIMITS, TICKS = (0.42, 5.0), (0.5, 0.7, 1, 1.5, 2, 4)
+LIMITS, TICKS = (0.42, 5.0), (0.5, 0.7, 1, 1.5, 2.5, 4)
+# The picture has no ground of its own: all that is not data can be read on a light page and on a dark one.
+INK = "#7a7a7a"
+PLAIN = {
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.hashsalt": "study",  # the same file from the same numbers
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
+}
+
+
+def save_effects(comparisons: Sequence[Comparison], tasks: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw `plot_effects` without a ground, for light pages and dark ones."""
+    with rc_context(PLAIN):
+        plot_effects(comparisons, tasks).savefig(path, metadata={"Date": None})
 
 
 def plot_effects(comparisons: Sequence[Comparison], tasks: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -79,7 +98,7 @@ def _finish(axis: Axes, title: str) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "0" if x == 1 else f"{100 * (x - 1):+.0f} %"))
     axis.tick_params(axis="x", labelsize=8)
     axis.tick_params(axis="y", length=0)
-    axis.axvline(1, color="black", lw=0.8)
+    axis.axvline(1, color=INK, lw=0.8)
     axis.grid(axis="x", alpha=0.3)
     axis.set_title(title, fontsize=10)
     for side in ("top", "right", "left"):

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 
 from paired_study.comparisons import load_runs
-from paired_study.effects import plot_effects
+from paired_study.effects import save_effects
 from paired_study.image_report import write_images
 from paired_study.rule_report import write_norms, write_rule
 from paired_study.settings import ARMS, ARMS_AFTERWARDS, FIRST_STEPS, IMAGE_ARMS, TASKS
@@ -51,8 +50,7 @@ def write_conclusions(folder: Path) -> None:
         table = situations(comparisons, TASKS)
         (folder / "situations_arms.md").write_text(table)
         print(table)
-        with rc_context({"svg.hashsalt": "study"}):  # the same file from the same numbers
-            plot_effects(comparisons, TASKS).savefig(folder / "effects.svg", metadata={"Date": None})
+        save_effects(comparisons, TASKS, folder / "effects.svg")
         if any(c.arm in ARMS_AFTERWARDS for c in comparisons):
             (folder / "afterwards.md").write_text(afterwards(comparisons))
     write_rule(folder, comparisons)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -46,3 +47,20 @@ def test_what_was_not_tested_has_no_interval():
         [replace(HURTS, p=math.nan, p_holm=math.nan, low=math.nan, high=math.nan)], settings.TASKS
     )
     assert [color for *_, color in dots(figure.axes[1])] == [effects.COLORS["not tested"]]
+
+
+def test_it_has_no_ground_and_no_black_ink_so_that_it_can_be_read_on_a_dark_page(tmp_path):
+    effects.save_effects([HURTS], settings.TASKS, tmp_path / "effects.svg")
+    written = (tmp_path / "effects.svg").read_text()
+    assert "#ffffff" not in written
+    assert "#000000" not in written
+    assert '<g style="fill: #7a7a7a' in written  # glyphs without a fill of their own are black
+
+
+def test_the_labels_of_the_changes_do_not_touch():
+    figure = effects.plot_effects([HURTS], settings.TASKS)
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+        height = boxes[0].height
+        assert all(right.x0 - left.x1 > height for left, right in pairwise(boxes))
