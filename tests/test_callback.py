@@ -27,7 +27,7 @@ BAD_ARGUMENTS = [
     ({"include": None}, ["include=None", "torch.nn.Module classes and strings"]),
     ({"exclude": [3.0]}, ["exclude=[3.0]", "holds 3.0", "torch.nn.Module classes and strings"]),
     ({"exclude": int}, ["exclude=<class 'int'>", "torch.nn.Module classes"]),
-    ({"exclude": nn.Linear(1, 1)}, ["exclude=Linear", "Pass its class"]),
+    ({"exclude": nn.Linear(1, 1)}, ["exclude holds a module, a Linear", "Pass its class"]),
     ({"exclude": [nn.Sequential(nn.Linear(1, 1))]}, ["a Sequential", "Pass its class"]),
     ({"exclude": ["head", ["nested"]]}, ["holds ['nested']"]),
     ({"exclude": {"head": 1}}, ["exclude={'head': 1}", "mapping", "Pass a list"]),

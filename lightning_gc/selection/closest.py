@@ -30,7 +30,11 @@ def closest_names(entry: str, everything: Sequence[Place]) -> str:
         there_is = f" The closest class there is {entry.removesuffix(last)}{like[found[0]]}." if found else ""
         return f"The class {entry} cannot be imported.{there_is} {hint}"
     if is_class:
-        return f"To filter by class, pass the class {entry} itself, not a string. {hint}"
+        config = "(in a config: its import path, such as torch.nn.Linear)"
+        return f"To filter by class, pass the class {entry} itself, not a string {config}. {hint}"
+    lower = {name.lower(): name for name in classes}
+    if meant := get_close_matches(entry.lower(), lower, n=1, cutoff=0.8):
+        return f"Was the class {lower[meant[0]]} meant? Pass it itself, not a string. {hint}"
     return hint
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gc.selection.closest import closest_names
 from lightning_gc.selection.places import Filter, Place
@@ -23,12 +23,17 @@ def parse_filters(value: Any, argument: str) -> tuple[Filter, ...]:
     """
     if isinstance(value, Mapping):
         raise TypeError(f"{argument}={value!r} is a mapping. Pass a list of its keys: module classes and strings.")
-    single = isinstance(value, str | type | nn.Module) or not isinstance(value, Iterable)
+    single = isinstance(value, str | type | nn.Module | Tensor) or not isinstance(value, Iterable)
     entries = (value,) if single else tuple(value)
     for entry in entries:
         if isinstance(entry, nn.Module):
             raise TypeError(
-                f"{argument}={value!r} holds a module, a {type(entry).__name__}. Pass its class, or its name as a glob."
+                f"{argument} holds a module, a {type(entry).__name__}. Pass its class, or its name as a glob."
+            )
+        if isinstance(entry, Tensor):
+            raise TypeError(
+                f"{argument} holds a tensor of shape {tuple(entry.shape)}. Pass the name of the parameter, as "
+                "named_parameters() gives it."
             )
         if not isinstance(entry, str) and not (isinstance(entry, type) and issubclass(entry, nn.Module)):
             raise TypeError(

@@ -171,6 +171,33 @@ class TestWhatMatchesNothing:
         with pytest.raises(ValueError, match=f"To filter by class, pass the class {path} itself, not a string"):
             select(model(), exclude=path)
 
+    @pytest.mark.parametrize(
+        ("name", "meant"), [("Conv2D", "Conv2d"), ("linear", "Linear"), ("BatchNorm", "BatchNorm2d")]
+    )
+    def test_the_name_of_a_class_misspelt(self, name, meant):
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+        with pytest.raises(ValueError, match=f"Was the class {meant} meant"):
+            select(net, exclude=name)
+
+    def test_the_class_of_a_config_is_its_import_path(self):
+        with pytest.raises(ValueError, match=r"in a config: its import path, such as torch\.nn\.Linear"):
+            select(model(), exclude="nn.Embedding")
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            (nn.Linear(999, 2).weight, r"^exclude holds a tensor of shape \(2, 999\)\. Pass the name"),
+            (
+                nn.Sequential(*(nn.Linear(2, 2) for _ in range(99))),
+                r"^exclude holds a module, a Sequential\. Pass its class",
+            ),
+        ],
+    )
+    def test_a_tensor_or_a_module_is_named_and_not_printed(self, value, said):
+        with pytest.raises(TypeError, match=said) as error:
+            select(model(), exclude=value)
+        assert len(str(error.value)) < 200
+
     def test_the_path_of_any_class_in_the_model(self):
         class Mine(nn.Linear):
             pass
