@@ -242,7 +242,7 @@ class Fit(Observer):
                 f"to centralize. Widen them, or remove the callback.\n{selection}"
             )
         self._engine.check_entries([entry for entry in selection if not (at_start and entry.open)])
-        self._remarks.on_selection(selection)
+        self._remarks.on_selection(selection, self._trainer.optimizers)
 
     def _check_step_was_announced(self, optimizer: Optimizer) -> None:
         if optimizer not in self._announced_steps:

@@ -13,6 +13,7 @@ from lightning_gc.engines import Role, Store
 from lightning_gc.engines.target import Target
 from lightning_gc.selection import Entry, Selection
 from lightning_gc.selection.show import said_of
+from lightning_gc.steps.plan import NO_OPTIMIZER
 
 
 def may_be_centralized(entry: Entry) -> bool:
@@ -26,10 +27,19 @@ class Remarks:
     def __init__(self) -> None:
         self._made: set[str] = set()
 
-    def on_selection(self, selection: Selection) -> None:
-        """Warn when nothing is eligible or may yet become so."""
-        if not any(map(may_be_centralized, selection)):
+    def on_selection(self, selection: Selection, optimizers: Sequence[Optimizer]) -> None:
+        """Warn when nothing is eligible or may yet become so, or when no optimizer was given any of it."""
+        eligible = [entry for entry in selection if may_be_centralized(entry)]
+        if not eligible:
             self._warn("nothing", f"no parameter has weight vectors to centralize, so nothing changes.\n{selection}")
+        # Without any (Lightning has a mock then), they may be stepped in gradient hooks: see on_steps_elsewhere().
+        elif any(o.param_groups for o in optimizers) and all(entry.reason == NO_OPTIMIZER for entry in eligible):
+            self._warn(
+                "nothing",
+                f"no optimizer holds any of the {len(eligible)} selected parameters "
+                f"({_first([entry.name for entry in eligible])}), so nothing changes. Return one from `configure_optimizers` "
+                "that does, or widen the filters.",
+            )
 
     def on_clipping(self, trainer: Trainer, target: Target) -> None:
         """Warn when clipping undoes what was done before it."""

@@ -29,7 +29,7 @@ class Silence:
         self._asked: set[tuple[Store, Role]] = set()
         self._watches = True
         self._versions: list[tuple[Entry, int]] = []
-        self._stepped: set[Store] = set()
+        self._any_step = False
         self._in_epoch: list[tuple[Entry, int]] = []
         self._any_backward = False
 
@@ -54,7 +54,7 @@ class Silence:
 
     def moves(self, plan: Plan, stores: Sequence[Store], role: Role) -> None:
         """Note whether this rank has anything to move, in a step of a plan that was not asked about."""
-        self._stepped.add(plan.store)
+        self._any_step = True
         key = (plan.store, role)
         if key not in self._asked:
             self._found[key] = self._found.get(key, False) or any(store.holds_any(role) for store in stores)
@@ -79,10 +79,11 @@ class Silence:
 
         In one batch it could be a training step that changes weights by hand, and accumulates.
         """
-        if self._any_backward and self._in_epoch:
-            seen = {entry.parameter for store in self._stepped for entry in store.entries}
-            changed = [(e, e.parameter._version != version) for e, version in self._in_epoch if e.parameter not in seen]
-            moved = [entry.name for entry, has_changed in changed if has_changed]
+        if self._any_backward and not self._any_step:
+            # What the graph has shown since to be no set of weight vectors is not missed.
+            still = {entry.parameter for entry in self._selection() if entry.centralized}
+            before = [(entry, version) for entry, version in self._in_epoch if entry.parameter in still]
+            moved = [entry.name for entry, version in before if entry.parameter._version != version]
             if moved:
                 self._remarks.on_steps_unseen(moved)
-            self._in_epoch = []
+        self._in_epoch = []

@@ -38,6 +38,16 @@ def test_nothing_is_eligible():
     assert "normalisation layer" in said
 
 
+def test_the_optimizer_holds_nothing_that_is_eligible():
+    class BiasesAlone(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.dim() == 1], lr=0.1)
+
+    (said,) = remarks(BiasesAlone(), max_epochs=2)
+    assert "no optimizer holds any of the" in said
+    assert ".weight" in said
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_selected_parameters_without_gradients(accumulate):
     class Unused(Classifier):
