@@ -38,7 +38,7 @@ TESTS = {
     "selection/graph/read": GRAPH,
     "selection/graph/nodes": GRAPH,
     "selection/graph/alone": GRAPH,
-    "selection/graph/axes": GRAPH,
+    "selection/graph/axes": ["tests/selection/graph/test_axes.py", *GRAPH],
     "selection/graph/states": GRAPH,
     "selection/graph/after": GRAPH,
     "selection/graph/views": GRAPH,
@@ -81,6 +81,8 @@ TESTS = {
         "tests/steps/test_attach.py",
         "tests/steps/test_targets_update.py",
         "tests/steps/test_targets_clipped_gradient.py",
+        "tests/training/test_logged_steps.py",
+        "tests/training/test_remarks.py",
     ],
     "steps/attach": ["tests/steps/test_attach.py", "lightning_gc/steps/attach.py"],
     "training/fit": [

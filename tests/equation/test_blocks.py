@@ -28,7 +28,8 @@ def test_blocks_change_nothing(shape, dims, groups, moved, dtype, monkeypatch):
     means, sums, norm = vector_means(whole, dims, groups), vector_sums(whole, dims, groups), norm_of(whole)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
     torch.testing.assert_close(recentre_(cut, dims, groups, target), removed)
-    assert torch.equal(cut, whole)
+    # Where a kernel sums a block in another order, a value may be rounded the other way.
+    torch.testing.assert_close(cut, whole)
     torch.testing.assert_close(vector_means(cut, dims, groups), means)
     torch.testing.assert_close(vector_sums(cut, dims, groups), sums)
     torch.testing.assert_close(norm_of(cut), norm)
@@ -53,6 +54,7 @@ def test_a_large_gradient_against_the_oracle(memory_format, monkeypatch):
         ((0, 8), (1,), [0]),
         ((256, 1024), (1,), [256]),
         ((1000, 1024), (0, 1), [1000]),
+        ((1 << 16, 8), (0, 1), [1 << 16]),
     ],
 )
 def test_blocks_are_as_large_as_they_may_be(shape, dims, sizes):

@@ -36,6 +36,7 @@ def test_accumulation_dtype(dtype, expected):
         pytest.param(torch.zeros(4).expand(3, 4), True, id="expanded"),
         pytest.param(torch.zeros(4).expand(1, 4), False, id="expanded to one"),
         pytest.param(torch.zeros(8).as_strided((3, 4), (2, 1)), True, id="overlapping"),
+        pytest.param(torch.zeros(12).as_strided((3, 1, 4), (1, 2, 3)), False, id="a dim of one element"),
         pytest.param(torch.zeros(3, 4).to_sparse(1), False, id="sparse"),
         pytest.param(torch.zeros(()), False, id="scalar"),
     ],

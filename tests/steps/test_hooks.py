@@ -52,8 +52,8 @@ def test_after_closure_acts_between_closure_and_arithmetic(optimizer, events, ca
     elif call == "keyword":
         assert optimizer.step(closure=closure) == 3.0
     else:
-        assert optimizer.step(closure, "step") == 3.0
-    assert events == ["closure", ("act", "Noted"), "step"]
+        assert optimizer.step(closure, "more") == 3.0
+    assert events == ["closure", ("act", "Noted"), "more" if call == "more" else "step"]
 
 
 def test_after_closure_acts_after_each_call_of_the_closure(events):
@@ -78,6 +78,22 @@ def test_around_step(optimizer, events):
     around_step(optimizer, noting(events, "before"), noting(events, "after"))
     optimizer.step()
     assert events == [("before", "Noted"), "step", ("after", "Noted")]
+
+
+def test_around_step_is_not_entered_where_the_weights_were_moved_before_the_closure(events):
+    class Ascends(torch.optim.SGD):
+        """Sharpness-aware minimisation: the gradient is taken elsewhere."""
+
+        def step(self, closure=None):
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1)
+            closure()
+
+    optimizer = Ascends([nn.Parameter(torch.ones(2, 2))], lr=0.1)
+    around_step(optimizer, noting(events, "before"), noting(events, "after"))
+    for _ in range(2):
+        optimizer.step(lambda: None)
+    assert events == [("after", "Ascends", "again")] * 2
 
 
 class Inner(torch.optim.SGD):

@@ -26,7 +26,7 @@ from lightning_gc.selection.graph.states import Met, Outcome, Reading, State, St
 from lightning_gc.selection.graph.views import summed_axes, viewed
 
 # After these, a sum is not one of products any more.
-_ENDS = NONLINEAR | ATTENTION | LOSSES | OTHER_REDUCTIONS | LOOK_UPS
+_ENDS = NONLINEAR | ATTENTION | LOSSES | OTHER_REDUCTIONS | LOOK_UPS | CONVOLUTIONS | {BILINEAR}
 
 
 def after(step: Step, met: Met) -> Outcome:
@@ -49,8 +49,6 @@ def _next(step: Step, met: Met) -> Outcome:
         return met.reading
     if name in PRODUCTS and step.use.operand in PRODUCTS[name].summed:
         return _multiplied(step, met)
-    if name in CONVOLUTIONS or name == BILINEAR:
-        return unread(f"a weight of {name} is made of it") if step.use.operand == 1 else met.reading
     if name in VIEWS:
         reached = viewed(step)
         grown = name in EXPANDS and reached.axes != state.axes
@@ -65,10 +63,8 @@ def _next(step: Step, met: Met) -> Outcome:
         return State(broadcast(state.axes, step.shape), state.gone, met)
     if name == "Cat" and in_parts:
         return met.reading  # side by side, and not added up
-    if name in JOINS:
-        if name == "Stack":
-            return met.reading if met.by != "multiplication" else end(met, name)
-        return State(resized(state.axes, step.shape), state.gone, replace(met, clean=False))
+    if name in JOINS and name != "Stack":
+        return State(resized(state.axes, step.shape), state.gone, met)
     return end(met, name)
 
 

@@ -162,7 +162,7 @@ class Graph:
             return PRODUCTS[name].only_weights and PRODUCTS[name].weight == use.operand
         if name in CONVOLUTIONS or name == BILINEAR:
             return use.operand == 1
-        return self._makes_weight.get(use.user, False)
+        return self._makes_weight[use.user]
 
 
 def _combined(name: str, node: Node, made: list[Made]) -> Made:

@@ -69,8 +69,6 @@ def together(uses: Sequence[Reading]) -> Reading:
         if len(sums) > 1 or "apart" in kinds:
             return unread("its uses say different things")
         return sums[0]
-    if "looked up" in kinds:
-        return LOOKED_UP
     return uses[0] if uses else unread("no use of it was read")
 
 
@@ -81,14 +79,14 @@ def _uses(graph: Graph, start: Start) -> Iterator[Reading]:
         axes = regrouped(axes, shape_of(start.node, start.output))
     to_do = [(start.node, start.output, State(axes))]
     while to_do:
-        node, output, state = to_do.pop()
+        node, output, state = reached = to_do.pop()
+        if reached in visited:
+            continue
+        visited.add(reached)
         uses = graph.uses(node, output)
         if not uses and state.met is not None:
             yield end(state.met, "the loss")
         for use in uses:
-            if (use.user, use.operand, state) in visited:
-                continue
-            visited.add((use.user, use.operand, state))
             # Only what takes a tensor apart gives several that the walk can go on with.
             several = outputs(use.user) if graph.name(use.user) in SLICES | SELECTS else 1
             for i in range(several):

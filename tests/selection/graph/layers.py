@@ -177,6 +177,14 @@ def _queries(w: Tensor, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(w.expand(len(tokens), 1, *w.shape), tokens, tokens)
 
 
+def _doubled(w: Tensor, x: Tensor) -> Tensor:
+    """2^40 ways lead from the parameter to the loss."""
+    out = x + w
+    for _ in range(40):
+        out = out / 2 + out / 2
+    return out
+
+
 def _straight_through(w: Tensor, x: Tensor) -> Tensor:
     return F.linear(x, w + (w.sign() - w).detach())
 
@@ -238,6 +246,59 @@ LAYERS: dict[str, Layer] = {
     "of one vector, summed in pairs": _one(
         (6, 7), lambda w, x: _summed_in_pairs(w @ x.reshape(-1, 7).mean(0), -1), NOTHING
     ),
+    "of one vector, all summed": _one(
+        (5, 7), lambda w, x: (w @ x.reshape(-1, 7).mean(0)).sum(()), (0, 1), silent=("w",)
+    ),
+    "summed over the tokens, then in pairs": _one(
+        (6, 7), lambda w, x: _summed_in_pairs(F.linear(x, w).sum(-2), -1), NOTHING, data=TOKENS
+    ),
+    "summed over the tokens, which are kept, then in pairs": _one(
+        (6, 7), lambda w, x: _summed_in_pairs(F.linear(x, w).sum(-2, keepdim=True), -1), NOTHING, data=TOKENS
+    ),
+    "summed over the tokens, then over the outputs": _one(
+        (6, 7), lambda w, x: F.linear(x.reshape(-1, 5, 7), w).sum(1).sum(1), (0, 1), data=TOKENS, silent=("w",)
+    ),
+    "summed over the tokens, which are kept, then over the outputs": _one(
+        (6, 7),
+        lambda w, x: F.linear(x.reshape(-1, 5, 7), w).sum(1, keepdim=True).sum(2),
+        (0, 1),
+        data=TOKENS,
+        silent=("w",),
+    ),
+    "as products and a sum, then over the outputs": _one(
+        (7, 6), lambda w, x: (x.reshape(-1, 7, 1) * w).sum(1).sum(1), (0, 1), silent=("w",)
+    ),
+    "as products and a sum that is kept, then over the outputs": _one(
+        (7, 6), lambda w, x: (x.reshape(-1, 7, 1) * w).sum(1, keepdim=True).sum(2), (0, 1), silent=("w",)
+    ),
+    "added to a product, then summed in pairs": _one(
+        (7, 6),
+        lambda w, x: _summed_in_pairs(torch.addmm(x.reshape(-1, 7) @ w, x.reshape(-1, 7), torch.ones(7, 6)), -1),
+        NOTHING,
+    ),
+    "beside the data, then all summed": _one(
+        (7, 5), lambda w, x: torch.cat([x @ w, x], -1).sum(-1), (0, 1), silent=("w",)
+    ),
+    "by the sum of its outputs": _one(
+        (7, 5), lambda w, x: (lambda y: y / y.sum(-1, keepdim=True))(x @ w.exp()), (0,), silent=("w",)
+    ),
+    "the sum of its outputs off the data": _one(
+        (7, 5), lambda w, x: x - (x @ w).sum(-1, keepdim=True), (0, 1), silent=("w",)
+    ),
+    "of one input": _one((1, 5), lambda w, x: x[..., :1] @ w, NOTHING),
+    "as products, more, and a sum": _one((5, 7), lambda w, x: (0.5 - (-(x[..., None, :] * w))).sum(-1), (1,)),
+    "as products, twice, and a sum": _one(
+        (5, 7), lambda w, x: (2 * (x[..., None, :] * w)).sum(-1), (1,), silent=("w",)
+    ),
+    "as products and a sum over the tokens too": _one(
+        (5, 7), lambda w, x: (x[..., None, :] * w).sum((-3, -1)), (1,), data=TOKENS, silent=("w",)
+    ),
+    "as products and a sum, then in pairs": _one(
+        (6, 7), lambda w, x: _summed_in_pairs((x[..., None, :] * w).sum(-1), -1), NOTHING
+    ),
+    "as products and a sum that is kept, then in pairs": _one(
+        (6, 7), lambda w, x: _summed_in_pairs((x[..., None, :] * w).sum(-1, keepdim=True), -2), NOTHING
+    ),
     "of two dims to one": _one((4, 7, 5), lambda w, x: torch.tensordot(x, w, 2), (0, 1), data=(4, 7)),
     "of one dim to two": _one((7, 2, 3), lambda w, x: torch.tensordot(x, w, 1), (0,)),
     "as products and a sum": _one((5, 7), lambda w, x: (x[..., None, :] * w).sum(-1), (1,)),
@@ -296,6 +357,13 @@ LAYERS: dict[str, Layer] = {
     "blocks of a diagonal, apart": _one(
         (8, 5),
         lambda w, x: torch.cat([x[..., g, :] @ w.view(2, 4, 5)[g] for g in range(2)], -1),
+        (0,),
+        data=(2, 4),
+        groups=2,
+    ),
+    "blocks of a diagonal, apart, on the data": _one(
+        (8, 4),
+        lambda w, x: torch.cat([x[..., g, :] @ w.view(2, 4, 4)[g] for g in range(2)], -1) + x.flatten(-2),
         (0,),
         data=(2, 4),
         groups=2,
@@ -429,6 +497,12 @@ LAYERS: dict[str, Layer] = {
     "split unevenly before its product": _one(
         (15, 7), lambda w, x: torch.cat([F.linear(x, part).tanh() for part in w.split([9, 4, 2])], -1), (1,)
     ),
+    "split, each part another way": _one(
+        (14, 7), lambda w, x: (lambda one, other: F.linear(x, one) + x @ other)(*w.chunk(2)), NOTHING
+    ),
+    "used twice, once by gather": _one(
+        (5, 7), lambda w, x: F.linear(x, w) + w.gather(1, torch.zeros(5, 1, dtype=torch.long)).T, NOTHING
+    ),
     "split after its product": _one(
         (15, 7), lambda w, x: torch.stack(F.linear(x, w).chunk(3, -1)).tanh().sum(0), (1,), data=TOKENS
     ),
@@ -526,6 +600,18 @@ LAYERS: dict[str, Layer] = {
     ),
     # no sets of weight vectors
     "positions": _one((5, 7), lambda w, x: (x + w).tanh(), LEFT, data=TOKENS),
+    "positions, then a layer": Layer(
+        {"w": (5, 7), "m": (7, 3)}, lambda p, x: (x + p.w) @ p.m, {"w": LEFT, "m": (0,)}, data=TOKENS
+    ),
+    "positions of a mean, then a layer": Layer(
+        {"w": (5, 7), "m": (7, 3)},
+        lambda p, x: (x.reshape(-1, 5, 7).mean(0) + p.w) @ p.m,
+        {"w": LEFT, "m": (0,)},
+        data=TOKENS,
+    ),
+    "doubled again and again": _one((5, 7), _doubled, LEFT, data=TOKENS),
+    "a scale beside the data": _one((5, 7), lambda w, x: torch.cat([x * w, x], -1), LEFT, data=TOKENS),
+    "a table that the data mix": _one((9, 7), lambda w, x: x @ w[torch.arange(5)], NOTHING, data=(5,)),
     "a scale": _one((5, 7), lambda w, x: (x * w).tanh(), LEFT, data=TOKENS),
     "a scale of a mean": _one((5, 7), lambda w, x: x.reshape(-1, 5, 7).mean(0) * w, LEFT, data=TOKENS),
     "a scale and a sum over the batch": _one((5, 7), lambda w, x: (x * w).tanh().sum(0), LEFT, data=TOKENS),

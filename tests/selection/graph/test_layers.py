@@ -169,3 +169,12 @@ def test_a_bias_of_attention_as_gpus_compute_it() -> None:
     assert "Efficient" in out.grad_fn.name()
     assert (readings[bias].kind, readings[bias].why) == ("apart", "added to the data")
     assert (readings[mixing].kind, readings[mixing].dims) == ("summed", (0,))
+
+
+def test_a_loss_that_is_the_product_itself() -> None:
+    weight, mixing = torch.nn.Parameter(torch.randn(1, 7)), torch.nn.Parameter(torch.randn(7, 7))
+    graph = Graph(weight[0].dot(torch.randn(7) @ mixing), [weight, mixing])
+
+    reading = read(graph, leaves(graph, [weight]))[weight]
+
+    assert (reading.kind, reading.dims) == ("summed", (1,))
