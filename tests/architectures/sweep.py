@@ -132,13 +132,15 @@ def page(found: dict[str, list[Found]], missing: dict[str, str], version: str) -
     """The page of the docs."""
     counts = Counter((f.known, f.says) for some in found.values() for f in some)
     total = sum(counts.values())
+    tried = len(found) + len(missing)
+    of_all = "All of them" if tried == len(architectures()) else f"{tried} of them, drawn at random,"
     lines = [
         "# The graph on transformers' architectures",
         "",
         "<!-- Written by `python -m tests.architectures.sweep`. -->",
         "",
-        f"transformers {version} has models of {len(architectures())} architectures. {len(found) + len(missing)} of them were"
-        f" tried, drawn at random, and {len(found)} run with random weights, small sizes and inputs made up for them. Of their"
+        f"transformers {version} has models of {len(architectures())} architectures. {of_all} were tried,"
+        f" and {len(found)} run with random weights, small sizes and inputs made up for them. Of their"
         f" {total:,} parameters of two or more dims that are no biases and in no normalisation layer, the graph of one loss was"
         " [read](choosing_layers.md#what-no-table-knows), and held against what is known or assumed without it:",
         "",
