@@ -56,7 +56,7 @@ def _next(step: Step, met: Met) -> Outcome:
     if name in SUMS:
         return _summed(step, met)
     in_parts = met.by == "sum" and any(part.dim in met.reading.dims for part in state.gone)
-    if in_parts and (name == "Stack" or (name in ADDITIONS and Made.OF_DATA in _others(step))):
+    if in_parts and (name == "Stack" or (name in ADDITIONS and Made.OF_DATA in step.others)):
         return unread(f"{name} of what may be products of its parts")
     if name in LINEAR or name in PRODUCTS:
         met = met if _stays_clean(step, met) else replace(met, clean=False)
@@ -68,15 +68,11 @@ def _next(step: Step, met: Met) -> Outcome:
     return end(met, name)
 
 
-def _others(step: Step) -> list[Made]:
-    return step.graph.others(step.node, step.use.operand)
-
-
 def _stays_clean(step: Step, met: Met) -> bool:
     if step.name in ADDITIONS or step.name in PRODUCTS or step.name == "Neg":
         return True
     # Scaled and dropped products are summed as they are. Weighed by the data, they are of one expert each.
-    return met.by == "sum" and set(_others(step)) <= {Made.CONSTANT}
+    return met.by == "sum" and set(step.others) <= {Made.CONSTANT}
 
 
 def _multiplied(step: Step, met: Met) -> Outcome:

@@ -139,7 +139,7 @@ def _convolution(step: Step) -> Outcome:
 def _bilinear(step: Step) -> Outcome:
     if step.use.operand != 1:
         return unread(f"{step.name} of it")
-    for other in step.graph.others(step.node, 1):
+    for other in step.others:
         refused = _judged(step, other, in_place_of_weight=True)
         if refused:
             return refused
@@ -212,7 +212,7 @@ def _joined(step: Step) -> Outcome:
     else:
         axes = resized(before, shape)
         (along,) = [i for i, size in enumerate(sizes(before)) if size != shape[i]] or [0]
-    others = step.graph.others(step.node, step.use.operand)
+    others = step.others
     if Made.OF_DATA not in others:
         if set(others) <= {Made.OF_PARAMETERS}:
             return step.state.at(axes)
@@ -231,7 +231,7 @@ def _added(step: Step, axes: Axes) -> Outcome:
 
 def _elementwise(step: Step) -> Outcome:
     state, name = step.state, step.name
-    others = step.graph.others(step.node, step.use.operand)
+    others = step.others
     same_shape = sizes(state.axes) == step.shape
     if Made.OF_DATA not in others and same_shape:
         # Masked, scaled, standardised, with noise: the parameter in another form.

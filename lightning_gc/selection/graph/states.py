@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lightning_gc.selection.graph.axes import LOOKED_UP, Axes, Axis, own_parts
-from lightning_gc.selection.graph.nodes import Graph, Node, Use, shape_of
+from lightning_gc.selection.graph.nodes import Graph, Made, Node, Use, shape_of
 
 Kind = Literal["summed", "apart", "looked up", "unread"]
 
@@ -120,6 +120,11 @@ class Step:
     def shape(self) -> tuple[int, ...]:
         """The shape of what the operation gives."""
         return shape_of(self.use.user, self.output)
+
+    @property
+    def others(self) -> list[Made]:
+        """What the other operands are made of."""
+        return self.graph.others(self.node, self.use.operand)
 
     def summed(self, over: Collection[int]) -> Reading:
         """What it says that the operation sums over these axes."""
