@@ -38,7 +38,7 @@ class Layer:
     silent: tuple[str, ...] = ()
 
 
-class _Double(torch.autograd.Function):
+class Double(torch.autograd.Function):
     """A custom function: x @ w, times two."""
 
     @staticmethod
@@ -718,9 +718,9 @@ LAYERS: dict[str, Layer] = {
     "centres": _one((5, 7), lambda w, x: (x[..., None, :] - w).pow(2).sum(-1), NOTHING),
     "centres of radial functions": _one((5, 7), _radial, NOTHING),
     # not readable
-    "a custom function": _one((7, 5), lambda w, x: _Double.apply(x, w), NOTHING, data=TOKENS),
+    "a custom function": _one((7, 5), lambda w, x: Double.apply(x, w), NOTHING, data=TOKENS),
     "after a custom function": Layer(
-        {"a": (7, 5), "b": (5, 3)}, lambda p, x: _Double.apply(x, p.a) @ p.b, {"a": NOTHING, "b": (0,)},
+        {"a": (7, 5), "b": (5, 3)}, lambda p, x: Double.apply(x, p.a) @ p.b, {"a": NOTHING, "b": (0,)},
         data=TOKENS,
     ),
     "a Fourier transform": _one((7, 5), lambda w, x: x @ torch.fft.fft(w).real, NOTHING),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gc.selection.graph import Graph, Reading, leaves, read
-from tests.selection.graph.layers import LAYERS, LEFT, Layer, parameters
+from tests.selection.graph.layers import LAYERS, LEFT, Double, Layer, parameters
 
 SOURCES = ["raw", "trained", "frozen", "weight-normed", "requiring grad"]
 BATCHES = [(), (1,), (3,), (0,)]
@@ -109,19 +109,13 @@ def test_no_loss_has_no_graph() -> None:
     assert isinstance(read(graph, {}), dict)
 
 
-class _Remembers(torch.autograd.Function):
-    """x @ w, which keeps its weight under a name that autograd's own leaves have."""
+class _Remembers(Double):
+    """The same, which keeps its weight under a name that autograd's own leaves have."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
         ctx.variable = [w]
-        ctx.save_for_backward(x, w)
-        return x @ w
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, w = ctx.saved_tensors
-        return grad @ w.T, x.T @ grad
+        return Double.forward(ctx, x, w)
 
 
 def test_a_custom_function_is_no_leaf_whatever_it_keeps() -> None:
